@@ -1,0 +1,421 @@
+//! Terms, votes, deadlines and leadership transfer (Raft paper, section 5.2; Raft thesis, sections 3.10 and 9.6).
+
+use crate::entry::Payload;
+use crate::ids::{Index, LogPosition, MemberId, Term};
+use crate::io::{DropReason, RequestId, Role};
+use crate::message::{Body, Message};
+use crate::progress::Progress;
+use crate::raft::{Raft, Transfer};
+
+impl Raft {
+    /// Learner or follower, as the configuration says, without touching the term.
+    pub(crate) fn settle_role(&mut self) {
+        if matches!(self.role, Role::Learner | Role::Follower) {
+            self.role = if self.is_voter() { Role::Follower } else { Role::Learner };
+        }
+    }
+
+    pub(crate) fn reset_election_deadline(&mut self) {
+        let known = !self.members.voters.is_empty() || self.leader.is_some();
+        self.election_deadline = known.then(|| {
+            let jitter = self.rng.within(self.config.election_timeout);
+            self.now.after(self.config.election_timeout).after(jitter)
+        });
+    }
+
+    pub(crate) fn become_follower(&mut self, term: Term, leader: Option<MemberId>) {
+        assert!(term >= self.term, "terms never go backwards");
+        if term > self.term {
+            self.term = term;
+            self.vote = None;
+        }
+        let led = self.role == Role::Leader;
+        self.role = Role::Follower;
+        self.settle_role();
+        self.leader = leader;
+        self.ballots.clear();
+        self.progress.clear();
+        self.transfer = None;
+        if led {
+            self.reads_lose_leadership();
+        }
+        if leader.is_none() {
+            self.last_contact = None;
+        }
+        self.reset_election_deadline();
+    }
+
+    pub(crate) fn heard_leader(&mut self, leader: MemberId) {
+        if self.leader != Some(leader) || !matches!(self.role, Role::Follower | Role::Learner) {
+            assert!(
+                self.role != Role::Leader,
+                "two leaders in term {}: {} and {leader} (Raft's election safety is broken)",
+                self.term,
+                self.config.id
+            );
+            self.become_follower(self.term, Some(leader));
+        }
+        self.last_contact = Some(self.now);
+        self.reset_election_deadline();
+    }
+
+    /// Whether a leader was heard of so lately that a vote for another would only disturb (Raft thesis, section 4.2.3).
+    fn in_lease(&self) -> bool {
+        match self.role {
+            Role::Leader => true,
+            Role::Learner | Role::Follower | Role::PreCandidate | Role::Candidate => {
+                self.leader.is_some()
+                    && self
+                        .last_contact
+                        .is_some_and(|heard| self.now.since(heard) < self.config.election_timeout)
+            }
+        }
+    }
+
+    pub(crate) fn tick(&mut self) {
+        if self.role == Role::Leader {
+            self.tick_leader();
+        } else if self.election_deadline.is_some_and(|deadline| deadline <= self.now) {
+            self.leader = None;
+            self.last_contact = None;
+            if self.may_campaign() {
+                self.campaign(Campaign::PreVote);
+            } else {
+                self.reset_election_deadline();
+            }
+        }
+        self.reads_expire();
+    }
+
+    fn tick_leader(&mut self) {
+        if self.quorum_deadline <= self.now {
+            let active = self.progress.iter().filter(|(member, progress)| {
+                self.members.voters.contains(member)
+                    && self.now.since(progress.last_heard) < self.config.election_timeout
+            });
+            // The leader counts itself.
+            if active.count() + 1 < self.members.quorum() {
+                self.become_follower(self.term, None);
+                return;
+            }
+            self.quorum_deadline = self.now.after(self.config.election_timeout);
+        }
+        if self.transfer.is_some_and(|transfer| transfer.deadline <= self.now) {
+            self.transfer = None;
+        }
+        if self.heartbeat_deadline <= self.now {
+            self.broadcast_heartbeat();
+            self.probe_stalled();
+        }
+    }
+
+    /// A voter campaigns, but not while a committed change of the voters is still to be handed out (pitfall P8),
+    /// nor while its log is being replaced.
+    fn may_campaign(&self) -> bool {
+        let config_pending = self
+            .log
+            .range(self.emitted.next(), self.commit)
+            .any(|entry| matches!(entry.payload, Payload::Config(_)));
+        self.is_voter() && self.installing.is_none() && !config_pending
+    }
+
+    fn campaign(&mut self, kind: Campaign) {
+        self.leader = None;
+        self.last_contact = None;
+        self.ballots.clear();
+        let (term, body) = match kind {
+            Campaign::PreVote => {
+                self.role = Role::PreCandidate;
+                (self.term.next(), Body::PreVote { last: self.log.last() })
+            }
+            Campaign::Vote { transfer } => {
+                self.role = Role::Candidate;
+                self.term = self.term.next();
+                self.vote = Some(self.config.id);
+                (
+                    self.term,
+                    Body::Vote {
+                        last: self.log.last(),
+                        transfer,
+                    },
+                )
+            }
+        };
+        self.reset_election_deadline();
+        match kind {
+            Campaign::PreVote => {
+                self.ballots.insert(self.config.id, true);
+            }
+            // Counted once it is durable (`own_vote_durable`): a lone voter that leads on a vote which a crash forgets would
+            // lead the same term twice, with another log, and its learners would believe both.
+            Campaign::Vote { .. } => {}
+        }
+        for peer in self.members.voters.clone() {
+            if peer != self.config.id {
+                match kind {
+                    Campaign::PreVote => self.send_at(peer, term, body.clone()),
+                    // Its own vote must be durable before others are asked for theirs.
+                    Campaign::Vote { .. } => self.send_durable(peer, body.clone()),
+                }
+            }
+        }
+        self.count_ballots();
+    }
+
+    /// This member's vote for itself counts from now on.
+    pub(crate) fn own_vote_durable(&mut self) {
+        if self.role == Role::Candidate && !self.ballots.contains_key(&self.config.id) {
+            self.ballots.insert(self.config.id, true);
+            self.count_ballots();
+        }
+    }
+
+    fn count_ballots(&mut self) {
+        let votes: Vec<bool> = self
+            .ballots
+            .iter()
+            .filter(|(member, _)| self.members.voters.contains(member))
+            .map(|(_, &granted)| granted)
+            .collect();
+        let granted = votes.iter().filter(|&&granted| granted).count();
+        let refused = votes.len() - granted;
+        let quorum = self.members.quorum();
+        if granted >= quorum {
+            match self.role {
+                Role::PreCandidate => self.campaign(Campaign::Vote { transfer: false }),
+                Role::Candidate => self.become_leader(),
+                Role::Learner | Role::Follower | Role::Leader => {}
+            }
+        } else if refused > self.members.voters.len() - quorum {
+            let term = self.term;
+            self.become_follower(term, None);
+        }
+    }
+
+    fn become_leader(&mut self) {
+        self.role = Role::Leader;
+        self.leader = Some(self.config.id);
+        self.transfer = None;
+        self.ballots.clear();
+        let next = self.log.last_index().next();
+        self.progress = self
+            .peers()
+            .into_iter()
+            .map(|peer| (peer, Progress::new(next, self.now)))
+            .collect();
+        self.quorum_deadline = self.now.after(self.config.election_timeout);
+        self.heartbeat_deadline = self.now.after(self.config.heartbeat_interval);
+        self.term_start = self.log.push(self.term, Payload::Noop);
+        self.reads_gain_leadership();
+    }
+
+    pub(crate) fn receive(&mut self, message: Message) {
+        assert!(
+            message.group == self.config.group,
+            "a message for group {} reached another",
+            message.group
+        );
+        if message.to != self.config.id || message.from == self.config.id {
+            return;
+        }
+        if message.term > self.term && !self.accept_higher_term(&message) {
+            return;
+        }
+        if message.term < self.term {
+            self.answer_lower_term(&message);
+            return;
+        }
+        if let Some(progress) = self.progress.get_mut(&message.from) {
+            progress.last_heard = self.now;
+        }
+        let from = message.from;
+        match message.body {
+            Body::PreVote { last } => self.on_pre_vote(from, message.term, last),
+            // A grant in the present term was for an earlier campaign: it must not count for this one (pitfall P4).
+            Body::PreVoteReply { granted: true } => {}
+            Body::PreVoteReply { granted: false } => self.on_ballot(Role::PreCandidate, from, false),
+            Body::Vote { last, .. } => self.on_vote(from, last),
+            Body::VoteReply { granted } => self.on_ballot(Role::Candidate, from, granted),
+            Body::Append { prev, entries, commit } => self.on_append(from, prev, entries, commit),
+            Body::AppendAccepted { last } => self.on_append_accepted(from, last),
+            Body::AppendRejected { rejected, hint } => self.on_append_rejected(from, rejected, hint),
+            Body::Heartbeat { commit, round } => self.on_heartbeat(from, commit, round),
+            Body::HeartbeatReply { round } => self.on_heartbeat_reply(from, round),
+            Body::Snapshot { meta } => self.on_snapshot(from, meta),
+            Body::TimeoutNow => self.on_timeout_now(from),
+            Body::ReadIndex { request } => self.on_read_index(from, request),
+            Body::ReadIndexReply { request, index } => self.on_read_index_reply(from, request, index),
+            Body::Forward { commands } => self.on_forward(commands),
+        }
+    }
+
+    /// Whether a message from a later term is to be handled. Pre-votes and refusals of pre-votes keep their own rules.
+    fn accept_higher_term(&mut self, message: &Message) -> bool {
+        match &message.body {
+            // The term of a granted pre-vote is the one asked for, not one that exists.
+            Body::PreVoteReply { granted: true } => {
+                self.on_granted_pre_vote(message.from, message.term);
+                false
+            }
+            Body::PreVote { last } => {
+                if !self.in_lease() {
+                    self.on_pre_vote(message.from, message.term, *last);
+                }
+                false
+            }
+            Body::Vote { transfer, .. } => {
+                if self.in_lease() && !transfer {
+                    return false;
+                }
+                self.become_follower(message.term, None);
+                true
+            }
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+                self.become_follower(message.term, Some(message.from));
+                true
+            }
+            Body::PreVoteReply { granted: false }
+            | Body::VoteReply { .. }
+            | Body::AppendAccepted { .. }
+            | Body::AppendRejected { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. }
+            | Body::Forward { .. } => {
+                self.become_follower(message.term, None);
+                true
+            }
+        }
+    }
+
+    /// Silence would leave the sender stuck in its old term (pitfalls P4 and P5).
+    fn answer_lower_term(&mut self, message: &Message) {
+        match &message.body {
+            Body::PreVote { .. } => self.send(message.from, Body::PreVoteReply { granted: false }),
+            Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+                self.send(message.from, Body::HeartbeatReply { round: 0 });
+            }
+            Body::PreVoteReply { .. }
+            | Body::VoteReply { .. }
+            | Body::AppendAccepted { .. }
+            | Body::AppendRejected { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. }
+            | Body::Forward { .. } => {}
+        }
+    }
+
+    fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
+        // A grant changes nothing here, not even a deadline (pitfall P4). A learner answers: it may have been promoted
+        // without knowing (pitfall P9).
+        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.log.last());
+        let reply_term = if granted { term } else { self.term };
+        self.send_at(from, reply_term, Body::PreVoteReply { granted });
+    }
+
+    fn on_granted_pre_vote(&mut self, from: MemberId, term: Term) {
+        if self.role == Role::PreCandidate && term == self.term.next() {
+            self.ballots.insert(from, true);
+            self.count_ballots();
+        }
+    }
+
+    fn on_vote(&mut self, from: MemberId, last: LogPosition) {
+        let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none();
+        let granted = free && last.up_to_date_with(self.log.last());
+        if granted {
+            self.vote = Some(from);
+            self.reset_election_deadline();
+            self.send_durable(from, Body::VoteReply { granted });
+        } else {
+            self.send(from, Body::VoteReply { granted });
+        }
+    }
+
+    fn on_ballot(&mut self, role: Role, from: MemberId, granted: bool) {
+        if self.role == role {
+            self.ballots.entry(from).or_insert(granted);
+            self.count_ballots();
+        }
+    }
+
+    pub(crate) fn transfer_leader(&mut self, to: Option<MemberId>) {
+        if self.role != Role::Leader {
+            return;
+        }
+        let target = to.or_else(|| {
+            let voters = self.progress.iter().filter(|(member, progress)| {
+                self.members.voters.contains(member)
+                    && self.now.since(progress.last_heard) < self.config.election_timeout
+            });
+            voters
+                .max_by_key(|(_, progress)| progress.matched)
+                .map(|(&member, _)| member)
+        });
+        let Some(target) = target.filter(|to| *to != self.config.id && self.members.voters.contains(to)) else {
+            return;
+        };
+        self.transfer = Some(Transfer {
+            to: target,
+            deadline: self.now.after(self.config.election_timeout),
+            told: false,
+        });
+        self.hurry_transfer();
+    }
+
+    /// Tells the successor to stand as soon as it has everything.
+    pub(crate) fn hurry_transfer(&mut self) {
+        let Some(transfer) = self.transfer else {
+            return;
+        };
+        let ready = self
+            .progress
+            .get(&transfer.to)
+            .is_some_and(|progress| progress.matched == self.log.last_index());
+        if ready && !transfer.told {
+            self.transfer = Some(Transfer { told: true, ..transfer });
+            self.send(transfer.to, Body::TimeoutNow);
+        }
+    }
+
+    fn on_timeout_now(&mut self, from: MemberId) {
+        if self.leader == Some(from) && self.may_campaign() {
+            self.campaign(Campaign::Vote { transfer: true });
+        }
+    }
+
+    pub(crate) fn refuse_all(&mut self, requests: impl IntoIterator<Item = RequestId>, reason: DropReason) {
+        for request in requests {
+            self.drop_request(request, reason);
+        }
+    }
+
+    /// The leader finds itself removed: its successor must not wait for a timeout (pitfalls P10 and P12).
+    pub(crate) fn step_down_removed(&mut self) {
+        let best = self
+            .progress
+            .iter()
+            .filter(|(member, _)| self.members.voters.contains(member))
+            .max_by_key(|(_, progress)| progress.matched)
+            .map(|(&member, _)| member);
+        if let Some(best) = best {
+            self.send(best, Body::TimeoutNow);
+        }
+        let term = self.term;
+        self.become_follower(term, None);
+    }
+
+    pub(crate) fn committed_in_term(&self) -> bool {
+        self.term_start > Index::ZERO && self.commit >= self.term_start
+    }
+}
+
+#[derive(Clone, Copy)]
+enum Campaign {
+    PreVote,
+    Vote { transfer: bool },
+}

@@ -1,0 +1,124 @@
+//! What a log holds: entries, hard state, configuration.
+
+use crate::ids::{Index, LogPosition, MemberId, Term};
+use bytes::Bytes;
+use std::collections::BTreeSet;
+
+/// One log entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Entry {
+    /// Term in which a leader created it.
+    pub term: Term,
+    /// Its place in the log.
+    pub index: Index,
+    /// What it says.
+    pub payload: Payload,
+}
+
+impl Entry {
+    /// Where it stands.
+    #[must_use]
+    pub fn position(&self) -> LogPosition {
+        LogPosition {
+            term: self.term,
+            index: self.index,
+        }
+    }
+
+    /// Bytes that it counts for in every size limit.
+    #[must_use]
+    pub fn size_bytes(&self) -> usize {
+        /// Term, index, kind and length prefix.
+        const OVERHEAD_BYTES: usize = 24;
+        OVERHEAD_BYTES
+            + match &self.payload {
+                Payload::Noop => 0,
+                Payload::Command(bytes) => bytes.len(),
+                Payload::Config(change) => change.size_bytes(),
+            }
+    }
+}
+
+/// The content of an entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Payload {
+    /// A new leader's first entry: committing it commits what earlier terms left (pitfall P1).
+    Noop,
+    /// A command of the state machine, opaque to consensus.
+    Command(Bytes),
+    /// A change of the configuration.
+    Config(ConfigChange),
+}
+
+/// One step of a membership change. One at a time per group, effective when applied (pitfall P8).
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ConfigChange {
+    /// Names the request, so that whoever asked can be answered when it is applied; 0 if nobody waits.
+    pub request: u64,
+    /// What changes.
+    pub step: ConfigStep,
+    /// The state machine's part, opaque to consensus: the member's name and addresses.
+    pub context: Bytes,
+}
+
+impl ConfigChange {
+    fn size_bytes(&self) -> usize {
+        32 + self.context.len()
+    }
+}
+
+/// The kinds of single-member change. Joint consensus joins them later; the codec leaves room.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum ConfigStep {
+    /// Adds a member that receives the log and has no vote. Of a present learner: updates its context only.
+    AddLearner(MemberId),
+    /// Gives a learner its vote.
+    Promote(MemberId),
+    /// Removes a voter or a learner.
+    Remove(MemberId),
+}
+
+/// Who belongs to a group.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct ConfigState {
+    /// Members with a vote.
+    pub voters: BTreeSet<MemberId>,
+    /// Members without one.
+    pub learners: BTreeSet<MemberId>,
+    /// Index of the entry that made it; 0 for the one a group is born with.
+    pub index: Index,
+}
+
+impl ConfigState {
+    /// Whether `member` is a voter or a learner.
+    #[must_use]
+    pub fn contains(&self, member: MemberId) -> bool {
+        self.voters.contains(&member) || self.learners.contains(&member)
+    }
+
+    /// Voters that make a majority.
+    #[must_use]
+    pub fn quorum(&self) -> usize {
+        self.voters.len() / 2 + 1
+    }
+}
+
+/// What must be durable before a vote or an acknowledgement leaves (Raft paper, figure 2).
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct HardState {
+    /// Latest term seen.
+    pub term: Term,
+    /// Who got this member's vote in `term`.
+    pub vote: Option<MemberId>,
+    /// Known commit index; a hint, recoverable (pitfall P16).
+    pub commit: Index,
+}
+
+/// The state a group starts from: what a snapshot or the applied state machine says.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct SnapshotMeta {
+    /// Last entry that it covers.
+    pub position: LogPosition,
+    /// Configuration as of that entry.
+    pub config: ConfigState,
+}

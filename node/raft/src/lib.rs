@@ -1,0 +1,37 @@
+//! Sans-IO Raft core of one group, and the vocabulary that the other rooms share.
+//!
+//! # Contract
+//! [`Raft::step`] takes an [`io::Input`] and the time, and returns an [`io::Output`]: what to write, send, apply, answer. It
+//! reads no clock, draws no randomness of its own and does no IO, so the same source runs in production, in the
+//! simulator and in a browser. The behavioural reference is etcd's raft; the papers are Ongaro and Ousterhout's
+//! "In Search of an Understandable Consensus Algorithm" and Ongaro's thesis.
+//!
+//! # The shell's duties
+//! 1. Write every [`io::Persist`] in order, make it durable, then say [`io::Input::Persisted`]. Writes may be batched and a later
+//!    number covers the earlier ones. On a write error: stop the process, never retry.
+//! 2. Send [`io::Output::messages`] whenever; losing, repeating and reordering them is allowed, but for
+//!    [`message::Body::Forward`], which must arrive at most once. What must wait for a write has been held back already.
+//! 3. Apply [`io::Output::apply`] in order, and say [`io::Input::Applied`]. A read of [`io::Output::reads`] may be served once that index is
+//!    applied.
+//! 4. Say [`io::Input::Tick`] when [`io::Output::next_deadline`] comes; a late tick is harmless, a missing one stops elections.
+//! 5. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
+//!
+//! # What is absent
+//! Ticks (deadlines instead), joint consensus (one member at a time; the codec leaves room), leases, many groups
+//! (`althing-shard`), the log's disk format (`althing-wal`), and everything about keys and values.
+
+mod election;
+pub mod entry;
+pub mod ids;
+pub mod io;
+mod log;
+mod membership;
+pub mod message;
+mod progress;
+mod raft;
+mod read;
+mod replication;
+mod rng;
+
+pub use membership::PROMOTE_LAG_MAX;
+pub use raft::Raft;

@@ -1,0 +1,247 @@
+//! Linearizable reads by read index (Raft thesis, section 6.4), batched: all reads of a step share one round.
+
+use crate::ids::{Index, MemberId, Now};
+use crate::io::{DropReason, RequestId, Role};
+use crate::message::Body;
+use crate::raft::Raft;
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Reads that may wait at one member: far above what clients of one process keep open, far below what hurts.
+const READS_MAX: usize = 65_536;
+/// Askers among peers that may wait at a leader; each stands for a whole batch of one follower.
+const PEER_ASKS_MAX: usize = 4_096;
+/// A read that found no answer after so many election timeouts is given up: no leader, or none reachable.
+const PATIENCE_ELECTION_TIMEOUTS: u32 = 5;
+
+/// A round: one exchange of heartbeats proves that this leader led after the reads came in.
+#[derive(Debug)]
+struct Round {
+    id: u64,
+    index: Index,
+    local: Vec<(RequestId, Now)>,
+    peers: Vec<(MemberId, u64)>,
+}
+
+/// A batch that a follower asked its leader about.
+#[derive(Debug)]
+struct Asked {
+    requests: Vec<(RequestId, Now)>,
+    again_at: Now,
+}
+
+#[derive(Debug)]
+pub(crate) struct Reads {
+    /// In no round and not asked about yet.
+    waiting: VecDeque<(RequestId, Now)>,
+    peers_waiting: Vec<(MemberId, u64)>,
+    rounds: VecDeque<Round>,
+    round: u64,
+    asked: BTreeMap<u64, Asked>,
+    asked_leader: Option<MemberId>,
+    /// Never used twice, also not by an earlier boot: it starts at random (pitfall P2).
+    token: u64,
+    count: usize,
+    patience: Option<Duration>,
+}
+
+impl Reads {
+    pub(crate) fn new(seed: u64) -> Self {
+        Self {
+            waiting: VecDeque::new(),
+            peers_waiting: Vec::new(),
+            rounds: VecDeque::new(),
+            round: 0,
+            asked: BTreeMap::new(),
+            asked_leader: None,
+            token: seed.rotate_left(17) >> 1,
+            count: 0,
+            patience: None,
+        }
+    }
+
+    pub(crate) fn newest_round(&self) -> u64 {
+        self.round
+    }
+
+    /// When something here must be looked at.
+    pub(crate) fn deadline(&self) -> Option<Now> {
+        let oldest = self.waiting.iter().map(|(_, since)| *since).min();
+        let given_up = oldest.and_then(|since| self.patience.map(|patience| since.after(patience)));
+        let again = self.asked.values().map(|asked| asked.again_at).min();
+        given_up.into_iter().chain(again).min()
+    }
+
+    fn requeue_asked(&mut self) {
+        for (_, asked) in std::mem::take(&mut self.asked) {
+            self.waiting.extend(asked.requests);
+        }
+    }
+}
+
+impl Raft {
+    pub(crate) fn read_index(&mut self, request: RequestId) {
+        if self.reads.count >= READS_MAX {
+            self.drop_request(request, DropReason::Overloaded);
+            return;
+        }
+        self.reads.patience = Some(self.config.election_timeout * PATIENCE_ELECTION_TIMEOUTS);
+        self.reads.count += 1;
+        self.reads.waiting.push_back((request, self.now));
+    }
+
+    pub(crate) fn on_read_index(&mut self, from: MemberId, request: u64) {
+        if self.role == Role::Leader && self.reads.peers_waiting.len() < PEER_ASKS_MAX {
+            self.reads.peers_waiting.push((from, request));
+        } else {
+            self.send(from, Body::ReadIndexReply { request, index: None });
+        }
+    }
+
+    pub(crate) fn on_read_index_reply(&mut self, from: MemberId, request: u64, index: Option<Index>) {
+        // A refusal is left to the deadline: asking the same member again at once would only spin.
+        if self.leader == Some(from)
+            && let Some(index) = index
+            && let Some(asked) = self.reads.asked.remove(&request)
+        {
+            self.answer(asked.requests, index);
+        }
+    }
+
+    fn answer(&mut self, requests: Vec<(RequestId, Now)>, index: Index) {
+        self.reads.count -= requests.len();
+        self.out
+            .reads
+            .extend(requests.into_iter().map(|(request, _)| (request, index)));
+    }
+
+    /// Starts what can start, once per step: one round at a leader, one question at a follower.
+    pub(crate) fn reads_ready(&mut self) {
+        match (self.role, self.leader) {
+            (Role::Leader, _) => self.start_round(),
+            (Role::Learner | Role::Follower, Some(leader)) => self.ask(leader),
+            (Role::Learner | Role::Follower | Role::PreCandidate | Role::Candidate, _) => {}
+        }
+    }
+
+    fn start_round(&mut self) {
+        let nothing = self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty();
+        // Pitfall P1: before its no-op commits, a leader does not know what is committed.
+        if nothing || !self.committed_in_term() {
+            return;
+        }
+        let local: Vec<_> = self.reads.waiting.drain(..).collect();
+        let peers = std::mem::take(&mut self.reads.peers_waiting);
+        self.reads.round += 1;
+        let round = Round {
+            id: self.reads.round,
+            index: self.commit,
+            local,
+            peers,
+        };
+        self.reads.rounds.push_back(round);
+        if self.members.quorum() > 1 {
+            self.broadcast_heartbeat();
+        } else {
+            self.confirm_rounds();
+        }
+    }
+
+    /// Answers every round that a majority has confirmed. A later round confirms the earlier ones.
+    pub(crate) fn confirm_rounds(&mut self) {
+        let newest = self.reads.round;
+        let mut confirmed: Vec<u64> = self
+            .members
+            .voters
+            .iter()
+            .map(|voter| {
+                if *voter == self.config.id {
+                    newest
+                } else {
+                    self.progress.get(voter).map_or(0, |progress| progress.round)
+                }
+            })
+            .collect();
+        confirmed.sort_unstable_by(|a, b| b.cmp(a));
+        let Some(&confirmed) = confirmed.get(self.members.quorum() - 1) else {
+            return;
+        };
+        while self.reads.rounds.front().is_some_and(|round| round.id <= confirmed) {
+            let round = self
+                .reads
+                .rounds
+                .pop_front()
+                .expect("invariant: the front was just seen");
+            self.answer(round.local, round.index);
+            for (peer, request) in round.peers {
+                self.send(
+                    peer,
+                    Body::ReadIndexReply {
+                        request,
+                        index: Some(round.index),
+                    },
+                );
+            }
+        }
+    }
+
+    fn ask(&mut self, leader: MemberId) {
+        if self.reads.asked_leader != Some(leader) {
+            // Another leader: a new question, with a new token (pitfall P2).
+            self.reads.requeue_asked();
+            self.reads.asked_leader = Some(leader);
+        }
+        if self.reads.waiting.is_empty() {
+            return;
+        }
+        let requests: Vec<_> = self.reads.waiting.drain(..).collect();
+        self.reads.token = self.reads.token.wrapping_add(1);
+        let token = self.reads.token;
+        let again_at = self.now.after(self.config.election_timeout / 2);
+        self.reads.asked.insert(token, Asked { requests, again_at });
+        self.send(leader, Body::ReadIndex { request: token });
+    }
+
+    /// A read is idempotent: what a lost leadership leaves open is asked of the next leader (pitfall P3).
+    pub(crate) fn reads_lose_leadership(&mut self) {
+        for round in std::mem::take(&mut self.reads.rounds) {
+            self.reads.waiting.extend(round.local);
+        }
+        self.reads.peers_waiting.clear();
+        self.reads.asked_leader = None;
+    }
+
+    pub(crate) fn reads_gain_leadership(&mut self) {
+        self.reads.requeue_asked();
+    }
+
+    pub(crate) fn reads_expire(&mut self) {
+        let due: Vec<u64> = self
+            .reads
+            .asked
+            .iter()
+            .filter(|(_, asked)| asked.again_at <= self.now)
+            .map(|(&token, _)| token)
+            .collect();
+        for token in due {
+            let asked = self
+                .reads
+                .asked
+                .remove(&token)
+                .expect("invariant: the token was just listed");
+            self.reads.waiting.extend(asked.requests);
+        }
+        let Some(patience) = self.reads.patience else {
+            return;
+        };
+        let now = self.now;
+        let (given_up, kept): (Vec<_>, Vec<_>) = self
+            .reads
+            .waiting
+            .drain(..)
+            .partition(|(_, since)| now.since(*since) >= patience);
+        self.reads.waiting = kept.into();
+        self.reads.count -= given_up.len();
+        self.refuse_all(given_up.into_iter().map(|(request, _)| request), DropReason::NoLeader);
+    }
+}
