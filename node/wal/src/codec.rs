@@ -1,0 +1,310 @@
+//! Entries as bytes: the same form in the log and in peer frames.
+//!
+//! Little-endian, no padding:
+//!
+//! ```text
+//! entry   := kind u8 | term u64 | index u64 | payload
+//! payload := Noop (0)    : nothing
+//!            Command (1) : len u32 | bytes
+//!            Config (2)  : request u64 | step u8 | member u64 | len u32 | context
+//! ```
+//!
+//! Kinds 3 and up, and steps 3 and up, are free for later versions (joint consensus); a decoder refuses what it
+//! does not know. The version itself stands in the container: the segment header or the peers' handshake.
+//! Decoding takes nothing on trust: every length is checked against the bytes that are there before anything is sliced,
+//! and payloads are slices of the input, so a lying length cannot make it allocate.
+
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, Payload};
+use althing_raft::ids::{Index, LogPosition, MemberId, Term};
+use bytes::{Buf, BufMut, Bytes};
+
+/// Why bytes are not what they should be.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum CodecError {
+    /// The bytes end inside a value.
+    #[error("{what} needs {needed} bytes and {left} are left")]
+    Short {
+        /// What was being read.
+        what: &'static str,
+        /// Bytes that it takes.
+        needed: usize,
+        /// Bytes that there are.
+        left: usize,
+    },
+    /// A tag that this version does not know.
+    #[error("{what} has the unknown tag {tag}; it may come from a newer version")]
+    Tag {
+        /// What was being read.
+        what: &'static str,
+        /// The tag.
+        tag: u8,
+    },
+    /// Bytes are left over where a value should end.
+    #[error("{left} bytes follow the end of {what}")]
+    Trailing {
+        /// What was being read.
+        what: &'static str,
+        /// How many.
+        left: usize,
+    },
+}
+
+const NOOP: u8 = 0;
+const COMMAND: u8 = 1;
+const CONFIG: u8 = 2;
+
+const ADD_LEARNER: u8 = 0;
+const PROMOTE: u8 = 1;
+const REMOVE: u8 = 2;
+
+fn need(buf: &Bytes, what: &'static str, needed: usize) -> Result<(), CodecError> {
+    if buf.len() < needed {
+        Err(CodecError::Short {
+            what,
+            needed,
+            left: buf.len(),
+        })
+    } else {
+        Ok(())
+    }
+}
+
+fn get_bytes(buf: &mut Bytes, what: &'static str) -> Result<Bytes, CodecError> {
+    need(buf, what, 4)?;
+    let len = buf.get_u32_le() as usize;
+    need(buf, what, len)?;
+    Ok(buf.split_to(len))
+}
+
+fn put_bytes(out: &mut impl BufMut, bytes: &[u8]) {
+    let len = u32::try_from(bytes.len()).expect("invariant: payloads are far below 4 GiB (entry size limit)");
+    out.put_u32_le(len);
+    out.put_slice(bytes);
+}
+
+/// Bytes that [`encode_entry`] appends.
+#[must_use]
+pub fn entry_len(entry: &Entry) -> usize {
+    17 + match &entry.payload {
+        Payload::Noop => 0,
+        Payload::Command(bytes) => 4 + bytes.len(),
+        Payload::Config(change) => 21 + change.context.len(),
+    }
+}
+
+/// Appends the entry.
+pub fn encode_entry(entry: &Entry, out: &mut impl BufMut) {
+    let kind = match &entry.payload {
+        Payload::Noop => NOOP,
+        Payload::Command(_) => COMMAND,
+        Payload::Config(_) => CONFIG,
+    };
+    out.put_u8(kind);
+    encode_position(entry.position(), out);
+    match &entry.payload {
+        Payload::Noop => {}
+        Payload::Command(bytes) => put_bytes(out, bytes),
+        Payload::Config(change) => {
+            out.put_u64_le(change.request);
+            let (step, member) = match change.step {
+                ConfigStep::AddLearner(member) => (ADD_LEARNER, member),
+                ConfigStep::Promote(member) => (PROMOTE, member),
+                ConfigStep::Remove(member) => (REMOVE, member),
+            };
+            out.put_u8(step);
+            out.put_u64_le(member.0);
+            put_bytes(out, &change.context);
+        }
+    }
+}
+
+/// Takes one entry off the front of `buf`. Its payload shares `buf`'s memory.
+///
+/// # Errors
+/// If the bytes end early or hold an unknown tag; `buf` is then left somewhere inside.
+pub fn decode_entry(buf: &mut Bytes) -> Result<Entry, CodecError> {
+    need(buf, "entry", 17)?;
+    let kind = buf.get_u8();
+    let LogPosition { term, index } = decode_position(buf)?;
+    let payload = match kind {
+        NOOP => Payload::Noop,
+        COMMAND => Payload::Command(get_bytes(buf, "command")?),
+        CONFIG => {
+            need(buf, "configuration change", 17)?;
+            let request = buf.get_u64_le();
+            let step = buf.get_u8();
+            let member = MemberId(buf.get_u64_le());
+            let step = match step {
+                ADD_LEARNER => ConfigStep::AddLearner(member),
+                PROMOTE => ConfigStep::Promote(member),
+                REMOVE => ConfigStep::Remove(member),
+                tag => {
+                    return Err(CodecError::Tag {
+                        what: "configuration step",
+                        tag,
+                    });
+                }
+            };
+            Payload::Config(ConfigChange {
+                request,
+                step,
+                context: get_bytes(buf, "configuration context")?,
+            })
+        }
+        tag => return Err(CodecError::Tag { what: "entry", tag }),
+    };
+    Ok(Entry { term, index, payload })
+}
+
+/// Appends a position: `term u64 | index u64`.
+pub fn encode_position(position: LogPosition, out: &mut impl BufMut) {
+    out.put_u64_le(position.term.0);
+    out.put_u64_le(position.index.0);
+}
+
+/// Takes a position off the front of `buf`.
+///
+/// # Errors
+/// If fewer than 16 bytes are left.
+pub fn decode_position(buf: &mut Bytes) -> Result<LogPosition, CodecError> {
+    need(buf, "log position", 16)?;
+    Ok(LogPosition {
+        term: Term(buf.get_u64_le()),
+        index: Index(buf.get_u64_le()),
+    })
+}
+
+/// Appends a hard state: `term u64 | commit u64 | voted u8 | member u64 if voted`.
+pub fn encode_hard_state(state: &HardState, out: &mut impl BufMut) {
+    out.put_u64_le(state.term.0);
+    out.put_u64_le(state.commit.0);
+    match state.vote {
+        None => out.put_u8(0),
+        Some(member) => {
+            out.put_u8(1);
+            out.put_u64_le(member.0);
+        }
+    }
+}
+
+/// Takes a hard state off the front of `buf`.
+///
+/// # Errors
+/// If the bytes end early or the vote's tag is neither 0 nor 1.
+pub fn decode_hard_state(buf: &mut Bytes) -> Result<HardState, CodecError> {
+    need(buf, "hard state", 17)?;
+    let term = Term(buf.get_u64_le());
+    let commit = Index(buf.get_u64_le());
+    let vote = match buf.get_u8() {
+        0 => None,
+        1 => {
+            need(buf, "vote", 8)?;
+            Some(MemberId(buf.get_u64_le()))
+        }
+        tag => return Err(CodecError::Tag { what: "vote", tag }),
+    };
+    Ok(HardState { term, vote, commit })
+}
+
+/// Checks that nothing follows.
+///
+/// # Errors
+/// If something does.
+pub fn finish(buf: &Bytes, what: &'static str) -> Result<(), CodecError> {
+    if buf.is_empty() {
+        Ok(())
+    } else {
+        Err(CodecError::Trailing { what, left: buf.len() })
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    pub(crate) fn arb_entry() -> impl Strategy<Value = Entry> {
+        let bytes = || proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
+        let step = (0..3u8, any::<u64>()).prop_map(|(step, member)| match step {
+            0 => ConfigStep::AddLearner(MemberId(member)),
+            1 => ConfigStep::Promote(MemberId(member)),
+            _ => ConfigStep::Remove(MemberId(member)),
+        });
+        let payload = prop_oneof![
+            Just(Payload::Noop),
+            bytes().prop_map(Payload::Command),
+            (any::<u64>(), step, bytes()).prop_map(|(request, step, context)| Payload::Config(ConfigChange {
+                request,
+                step,
+                context
+            })),
+        ];
+        (any::<u64>(), any::<u64>(), payload).prop_map(|(term, index, payload)| Entry {
+            term: Term(term),
+            index: Index(index),
+            payload,
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn entries_come_back_as_they_went_in(entries in proptest::collection::vec(arb_entry(), 0..5)) {
+            let mut out = Vec::new();
+            for entry in &entries {
+                let before = out.len();
+                encode_entry(entry, &mut out);
+                prop_assert_eq!(out.len() - before, entry_len(entry));
+            }
+            let mut buf = Bytes::from(out);
+            for entry in &entries {
+                prop_assert_eq!(&decode_entry(&mut buf).unwrap(), entry);
+            }
+            prop_assert!(finish(&buf, "entries").is_ok());
+        }
+
+        #[test]
+        fn a_cut_entry_is_refused(entry in arb_entry(), cut in any::<proptest::sample::Index>()) {
+            let mut out = Vec::new();
+            encode_entry(&entry, &mut out);
+            out.truncate(cut.index(out.len()));
+            prop_assert!(decode_entry(&mut Bytes::from(out)).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic_and_never_decode_to_more_than_they_hold(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0..4u8) {
+            let mut bytes = bytes;
+            if let Some(first) = bytes.first_mut() { *first = kind; }
+            let len = bytes.len();
+            let mut buf = Bytes::from(bytes);
+            if let Ok(entry) = decode_entry(&mut buf) {
+                prop_assert!(entry_len(&entry) <= len);
+            }
+        }
+
+        #[test]
+        fn hard_states_come_back(term in any::<u64>(), commit in any::<u64>(), vote in proptest::option::of(any::<u64>())) {
+            let state = HardState { term: Term(term), vote: vote.map(MemberId), commit: Index(commit) };
+            let mut out = Vec::new();
+            encode_hard_state(&state, &mut out);
+            let mut buf = Bytes::from(out);
+            prop_assert_eq!(decode_hard_state(&mut buf).unwrap(), state);
+            prop_assert!(buf.is_empty());
+        }
+    }
+
+    #[test]
+    fn a_length_of_four_gigabytes_is_refused_without_allocating() {
+        let mut bytes = vec![COMMAND];
+        bytes.extend_from_slice(&[0; 16]);
+        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+        let error = decode_entry(&mut Bytes::from(bytes)).unwrap_err();
+        assert_eq!(
+            error,
+            CodecError::Short {
+                what: "command",
+                needed: u32::MAX as usize,
+                left: 0
+            }
+        );
+    }
+}

@@ -1,0 +1,435 @@
+//! What the log promises, on a disk that crashes.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
+
+use althing_raft::entry::{Entry, HardState, Payload};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use althing_wal::sim_disk::SimDisk;
+use althing_wal::{Disk, GroupWrite, Options, Recovered, RecoveredGroup, StdDisk, Wal, WalError};
+use bytes::Bytes;
+use std::path::Path;
+use std::sync::Arc;
+
+const DIR: &str = "/wal";
+const G: GroupId = GroupId::FIRST_SHARD;
+const OPTIONS: Options = Options { segment_bytes: 4096 };
+
+fn open(disk: &SimDisk) -> (Wal, Recovered) {
+    try_open(disk).unwrap()
+}
+
+fn try_open(disk: &SimDisk) -> Result<(Wal, Recovered), WalError> {
+    Wal::open(Arc::new(disk.clone()), Path::new(DIR), OPTIONS)
+}
+
+fn entry(term: u64, index: u64, text: &str) -> Entry {
+    Entry {
+        term: Term(term),
+        index: Index(index),
+        payload: Payload::Command(Bytes::from(text.to_owned())),
+    }
+}
+
+fn entries(term: u64, indices: std::ops::RangeInclusive<u64>) -> Vec<Entry> {
+    indices
+        .map(|index| entry(term, index, &format!("value {index} of term {term}")))
+        .collect()
+}
+
+fn position(term: u64, index: u64) -> LogPosition {
+    LogPosition {
+        term: Term(term),
+        index: Index(index),
+    }
+}
+
+fn write(group: GroupId, entries: Vec<Entry>) -> GroupWrite {
+    GroupWrite {
+        group,
+        hard_state: None,
+        reset_to: None,
+        entries,
+    }
+}
+
+fn hard_state(term: u64, commit: u64) -> HardState {
+    HardState {
+        term: Term(term),
+        vote: Some(MemberId(7)),
+        commit: Index(commit),
+    }
+}
+
+fn commit(wal: &mut Wal, entries: Vec<Entry>) {
+    wal.append(&[write(G, entries)]).unwrap();
+    wal.sync().unwrap();
+}
+
+fn segments(disk: &SimDisk) -> Vec<String> {
+    let mut names: Vec<_> = disk
+        .list(Path::new(DIR))
+        .unwrap()
+        .into_iter()
+        .filter(|name| name.ends_with(".wal"))
+        .collect();
+    names.sort();
+    names
+}
+
+#[test]
+fn what_was_synced_is_there_after_a_crash() {
+    let disk = SimDisk::new(1);
+    let (mut wal, recovered) = open(&disk);
+    assert!(recovered.groups.is_empty());
+    wal.append(&[
+        GroupWrite {
+            hard_state: Some(hard_state(3, 2)),
+            ..write(G, entries(3, 1..=3))
+        },
+        write(GroupId(9), entries(1, 1..=1)),
+    ])
+    .unwrap();
+    wal.sync().unwrap();
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    let expected = RecoveredGroup {
+        hard_state: hard_state(3, 2),
+        log_start: LogPosition::default(),
+        entries: entries(3, 1..=3),
+    };
+    assert_eq!(recovered.groups[&G], expected);
+    assert_eq!(recovered.groups[&GroupId(9)].entries, entries(1, 1..=1));
+    assert_eq!(recovered.truncated_tail, None);
+}
+
+#[test]
+fn a_later_write_replaces_the_tail_from_its_first_index_on() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=5));
+    commit(&mut wal, entries(2, 3..=4));
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    let expected = [entries(1, 1..=2), entries(2, 3..=4)].concat();
+    assert_eq!(recovered.groups[&G].entries, expected);
+}
+
+#[test]
+fn a_reset_replaces_the_whole_log() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=5));
+    let reset = GroupWrite {
+        reset_to: Some(position(4, 90)),
+        ..write(G, entries(4, 91..=92))
+    };
+    wal.append(&[reset]).unwrap();
+    wal.sync().unwrap();
+    disk.crash();
+    let (mut wal, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&G].log_start, position(4, 90));
+    assert_eq!(recovered.groups[&G].entries, entries(4, 91..=92));
+    commit(&mut wal, entries(4, 93..=93));
+}
+
+#[test]
+fn entries_that_leave_a_gap_are_refused_and_nothing_is_written() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=2));
+    let gap_to_log = wal.append(&[write(G, entries(1, 4..=4))]).unwrap_err();
+    assert!(matches!(gap_to_log, WalError::Misuse { .. }), "{gap_to_log}");
+    let gap_inside = [entries(1, 3..=3), entries(1, 5..=5)].concat();
+    assert!(matches!(
+        wal.append(&[write(G, gap_inside)]).unwrap_err(),
+        WalError::Misuse { .. }
+    ));
+    wal.compact(G, position(1, 2)).unwrap();
+    let before_start = wal.append(&[write(G, entries(1, 2..=2))]).unwrap_err();
+    assert!(matches!(before_start, WalError::Misuse { .. }), "{before_start}");
+    assert!(matches!(
+        wal.compact(G, position(1, 9)).unwrap_err(),
+        WalError::Misuse { .. }
+    ));
+    commit(&mut wal, entries(1, 3..=3));
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&G].entries, entries(1, 3..=3));
+}
+
+#[test]
+#[should_panic(expected = "is committed")]
+fn a_committed_entry_is_never_replaced() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let first = GroupWrite {
+        hard_state: Some(hard_state(1, 2)),
+        ..write(G, entries(1, 1..=3))
+    };
+    wal.append(&[first]).unwrap();
+    let _ = wal.append(&[write(G, entries(2, 2..=2))]);
+}
+
+#[test]
+fn an_entry_larger_than_a_segment_is_refused_and_the_log_goes_on() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let error = wal
+        .append(&[write(G, vec![entry(1, 1, &"x".repeat(4096))])])
+        .unwrap_err();
+    assert!(matches!(error, WalError::TooLarge { .. }), "{error}");
+    commit(&mut wal, entries(1, 1..=1));
+}
+
+#[test]
+fn a_batch_larger_than_a_segment_is_spread_over_several() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=500));
+    assert!(wal.stats().segments > 5);
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&G].entries, entries(1, 1..=500));
+}
+
+#[test]
+fn segments_die_when_every_group_has_compacted_past_them_and_are_used_again() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let slow = GroupId(2);
+    wal.append(&[write(slow, entries(1, 1..=1)), write(G, entries(1, 1..=400))])
+        .unwrap();
+    wal.sync().unwrap();
+    let before = wal.stats();
+    wal.compact(G, position(1, 390)).unwrap();
+    wal.sync().unwrap();
+    assert_eq!(
+        wal.stats().segments,
+        before.segments,
+        "the slow group's entry is in the oldest segment"
+    );
+    assert_eq!(wal.stats().oldest_group, Some(slow));
+    wal.compact(slow, position(1, 1)).unwrap();
+    wal.sync().unwrap();
+    assert!(wal.stats().segments <= 2, "{:?}", wal.stats());
+    assert_eq!(wal.stats().oldest_group.filter(|group| *group == slow), None);
+    assert!(wal.stats().spares > 0);
+    let spares = wal.stats().spares;
+    commit(&mut wal, entries(1, 401..=500));
+    assert!(wal.stats().spares < spares);
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&G].log_start, position(1, 390));
+    assert_eq!(recovered.groups[&G].entries, entries(1, 391..=500));
+    assert_eq!(recovered.groups[&slow].log_start, position(1, 1));
+    assert_eq!(recovered.groups[&slow].entries, vec![]);
+}
+
+#[test]
+fn a_steady_log_stays_small() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    for index in 1..=5_000 {
+        commit(&mut wal, entries(1, index..=index));
+        if index % 20 == 0 {
+            wal.compact(G, position(1, index - 5)).unwrap();
+        }
+    }
+    assert!(wal.stats().bytes <= 5 * OPTIONS.segment_bytes, "{:?}", wal.stats());
+}
+
+#[test]
+fn a_quiet_group_keeps_its_vote_when_its_segment_dies() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let quiet = GroupId(2);
+    let vote = GroupWrite {
+        hard_state: Some(hard_state(9, 0)),
+        ..write(quiet, vec![])
+    };
+    wal.append(&[vote]).unwrap();
+    commit(&mut wal, entries(1, 1..=400));
+    wal.compact(G, position(1, 399)).unwrap();
+    wal.sync().unwrap();
+    assert!(!segments(&disk).contains(&"0000000000000001.wal".to_owned()));
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&quiet].hard_state, hard_state(9, 0));
+}
+
+#[test]
+fn a_commit_index_that_ran_ahead_of_its_entries_is_brought_back() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let ahead = GroupWrite {
+        hard_state: Some(hard_state(1, 9)),
+        ..write(G, entries(1, 1..=2))
+    };
+    wal.append(&[ahead]).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&G].hard_state.commit, Index(2));
+}
+
+#[test]
+fn a_batch_without_its_end_is_cut_off_and_reported() {
+    // Crash at every operation of a small history until one leaves a torn tail.
+    let mut torn = 0;
+    for seed in 0..200 {
+        let disk = SimDisk::new(seed);
+        let (mut wal, _) = open(&disk);
+        commit(&mut wal, entries(1, 1..=2));
+        wal.append(&[write(G, entries(1, 3..=30))]).unwrap();
+        disk.crash();
+        let (mut wal, recovered) = open(&disk);
+        let found = recovered.groups[&G].entries.len();
+        assert!(
+            found == 2 || found == 30,
+            "a batch counts whole or not at all, and {found} entries came back"
+        );
+        torn += u32::from(recovered.truncated_tail.is_some());
+        let next = found as u64 + 1;
+        commit(&mut wal, entries(2, next..=next));
+        drop(wal);
+        let (_, recovered) = open(&disk);
+        assert_eq!(recovered.groups[&G].entries.len() as u64, next);
+        assert_eq!(recovered.truncated_tail, None, "the tail was cleaned");
+    }
+    assert!(torn > 20, "{torn}");
+}
+
+#[test]
+fn a_flipped_bit_in_what_a_later_batch_knows_to_be_durable_is_an_error_that_says_what_to_do() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=2));
+    commit(&mut wal, entries(1, 3..=3));
+    commit(&mut wal, entries(1, 4..=4));
+    drop(wal);
+    let path = Path::new(DIR).join("0000000000000001.wal");
+    assert!(disk.flip_bit(&path, 32 + 40, 3));
+    let error = try_open(&disk).err().expect("a damaged log must not open").to_string();
+    expect_test::expect![[r#"/wal/0000000000000001.wal, byte 32: record 1 is damaged, and a later one says that it was synced. Records that were durable are damaged, so this member could break promises that it made. Do not repair the log by hand: remove the member from its cluster and let it join again with an empty volume"#]].assert_eq(&error);
+}
+
+#[test]
+fn a_flipped_bit_in_a_sealed_segment_is_an_error() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=200));
+    drop(wal);
+    for name in &segments(&disk)[..2] {
+        let path = Path::new(DIR).join(name);
+        assert!(disk.flip_bit(&path, 500, 1));
+        assert!(matches!(try_open(&disk).err(), Some(WalError::Corrupt { file, .. }) if file == path));
+        assert!(disk.flip_bit(&path, 500, 1));
+    }
+    assert!(try_open(&disk).is_ok());
+}
+
+#[test]
+fn a_missing_segment_in_the_middle_is_an_error() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=200));
+    drop(wal);
+    let names = segments(&disk);
+    disk.remove(&Path::new(DIR).join(&names[1])).unwrap();
+    let error = try_open(&disk).err().expect("a hole must not open").to_string();
+    assert!(error.contains("is missing"), "{error}");
+}
+
+#[test]
+fn the_oldest_segment_missing_although_live_is_an_error() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=200));
+    drop(wal);
+    let names = segments(&disk);
+    disk.remove(&Path::new(DIR).join(&names[0])).unwrap();
+    let error = try_open(&disk)
+        .err()
+        .expect("missing entries must not go unnoticed")
+        .to_string();
+    assert!(error.contains("are in no segment"), "{error}");
+}
+
+#[test]
+fn after_a_failed_sync_every_call_fails_although_the_disk_works_again() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    wal.append(&[write(G, entries(1, 1..=1))]).unwrap();
+    disk.fail_syncs(true);
+    assert!(matches!(wal.sync().unwrap_err(), WalError::Io { .. }));
+    disk.fail_syncs(false);
+    assert!(matches!(wal.sync().unwrap_err(), WalError::Failed { .. }));
+    assert!(matches!(
+        wal.append(&[write(G, entries(1, 2..=2))]).unwrap_err(),
+        WalError::Failed { .. }
+    ));
+    assert!(matches!(
+        wal.compact(G, position(1, 1)).unwrap_err(),
+        WalError::Failed { .. }
+    ));
+}
+
+#[test]
+fn two_processes_never_share_a_log() {
+    let dir = tempfile::tempdir().unwrap();
+    let (wal, _) = Wal::open(Arc::new(StdDisk), dir.path(), OPTIONS).unwrap();
+    let error = Wal::open(Arc::new(StdDisk), dir.path(), OPTIONS)
+        .err()
+        .expect("the lock is held");
+    assert!(matches!(error, WalError::Locked { .. }), "{error}");
+    drop(wal);
+    assert!(Wal::open(Arc::new(StdDisk), dir.path(), OPTIONS).is_ok());
+}
+
+#[test]
+fn a_log_on_a_real_disk_comes_back_and_its_segments_have_their_full_size() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("deep/wal");
+    let (mut wal, _) = Wal::open(Arc::new(StdDisk), &path, OPTIONS).unwrap();
+    commit(&mut wal, entries(1, 1..=100));
+    wal.compact(G, position(1, 60)).unwrap();
+    wal.sync().unwrap();
+    let stats = wal.stats();
+    drop(wal);
+    let sizes: Vec<_> = std::fs::read_dir(&path)
+        .unwrap()
+        .map(|item| item.unwrap().metadata().unwrap().len())
+        .filter(|len| *len > 0)
+        .collect();
+    assert_eq!(sizes.iter().sum::<u64>(), stats.bytes);
+    let (_, recovered) = Wal::open(Arc::new(StdDisk), &path, OPTIONS).unwrap();
+    assert_eq!(recovered.groups[&G].entries, entries(1, 61..=100));
+}
+
+#[test]
+fn impossible_segment_sizes_are_refused() {
+    let disk = SimDisk::new(1);
+    for segment_bytes in [0, 4095, 4100, (1 << 30) + 8] {
+        let error = Wal::open(Arc::new(disk.clone()), Path::new(DIR), Options { segment_bytes }).err();
+        assert!(matches!(error, Some(WalError::SegmentSize { .. })), "{segment_bytes}");
+    }
+}
+
+#[test]
+fn a_replaced_tail_does_not_keep_its_segments_alive() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let other = GroupId(2);
+    wal.append(&[write(other, entries(1, 1..=300))]).unwrap();
+    wal.sync().unwrap();
+    wal.append(&[write(other, entries(2, 2..=2))]).unwrap();
+    wal.compact(other, position(1, 1)).unwrap();
+    wal.sync().unwrap();
+    assert_eq!(
+        wal.stats().segments,
+        1,
+        "what is live is entry 2, in the active segment"
+    );
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&other].entries, entries(2, 2..=2));
+}
