@@ -1,0 +1,184 @@
+//! The key index: every key's changes, in memory, rebuilt from the rows at open.
+
+use crate::mvcc::layout::{ROW_KEY_BYTES, Row, RowId};
+use crate::ops::KeyRange;
+use std::collections::{BTreeMap, btree_map};
+use std::ops::Bound;
+
+/// One change: where its row is. 16 bytes, because there are as many as rows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Change {
+    main: i64,
+    sub: u32,
+    /// Bytes of the row's value; the top bit marks a removal.
+    bytes_and_removal: u32,
+}
+
+const REMOVAL: u32 = 1 << 31;
+
+impl Change {
+    pub(crate) fn new(id: RowId, row_bytes: usize, removal: bool) -> Self {
+        // Rows are bounded by the request limit, far below 2 GiB; a larger figure would only spoil an estimate.
+        let bytes = u32::try_from(row_bytes).unwrap_or(REMOVAL - 1).min(REMOVAL - 1);
+        Self {
+            main: id.main,
+            sub: id.sub,
+            bytes_and_removal: if removal { bytes | REMOVAL } else { bytes },
+        }
+    }
+
+    pub(crate) fn id(self) -> RowId {
+        RowId {
+            main: self.main,
+            sub: self.sub,
+        }
+    }
+
+    pub(crate) fn removal(self) -> bool {
+        self.bytes_and_removal & REMOVAL != 0
+    }
+
+    fn bytes(self) -> u64 {
+        ROW_KEY_BYTES + u64::from(self.bytes_and_removal & !REMOVAL)
+    }
+}
+
+/// A key's present generation.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Head {
+    /// Revision that created it, 0 if the key is not there.
+    pub(crate) create: i64,
+    /// Changes since, 0 if the key is not there.
+    pub(crate) version: i64,
+}
+
+/// One key's changes, oldest first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct History {
+    pub(crate) head: Head,
+    pub(crate) changes: Vec<Change>,
+}
+
+impl History {
+    /// The last change at or before `revision`, removals too.
+    pub(crate) fn at(&self, revision: i64) -> Option<Change> {
+        let after = self.changes.partition_point(|change| change.main <= revision);
+        after.checked_sub(1).map(|at| self.changes[at])
+    }
+}
+
+/// All keys.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(crate) struct Index {
+    keys: BTreeMap<Box<[u8]>, History>,
+    /// Keys that are there now.
+    pub(crate) live_keys: u64,
+    /// Rows there are.
+    pub(crate) rows: u64,
+    /// Bytes of rows and their keys.
+    pub(crate) bytes: u64,
+}
+
+/// Where a sweep goes on.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct SweepCursor {
+    /// The last key that is done; `None` at the beginning.
+    pub(crate) after: Option<Box<[u8]>>,
+}
+
+/// What `BTreeMap::range` takes.
+pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+
+/// Bounds of a range, `None` if it is empty (a `BTreeMap` panics at some of those).
+pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
+    match keys {
+        KeyRange::Single(key) => Some((Bound::Included(key), Bound::Included(key))),
+        KeyRange::Between(start, end) => (start < end).then_some((Bound::Included(start), Bound::Excluded(end))),
+        KeyRange::From(start) => Some((Bound::Included(start), Bound::Unbounded)),
+    }
+}
+
+impl Index {
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&History> {
+        self.keys.get(key)
+    }
+
+    pub(crate) fn range<'a>(&'a self, bounds: Bounds<'_>) -> btree_map::Range<'a, Box<[u8]>, History> {
+        self.keys.range::<[u8], _>(bounds)
+    }
+
+    /// Adds changes that are newer than all the key has.
+    pub(crate) fn extend(&mut self, key: &[u8], head: Head, changes: &[Change]) {
+        let history = match self.keys.get_mut(key) {
+            Some(history) => history,
+            None => self.keys.entry(key.into()).or_default(),
+        };
+        self.live_keys -= u64::from(history.head.version > 0);
+        self.live_keys += u64::from(head.version > 0);
+        self.rows += changes.len() as u64;
+        self.bytes += changes.iter().map(|change| change.bytes()).sum::<u64>();
+        history.head = head;
+        history.changes.extend_from_slice(changes);
+    }
+
+    /// Adds a row met in a scan in revision order.
+    pub(crate) fn load(&mut self, id: RowId, row: &Row, row_bytes: usize) {
+        let head = row.live.as_ref().map_or_else(Head::default, |live| Head {
+            create: live.create,
+            version: live.version,
+        });
+        self.extend(&row.key, head, &[Change::new(id, row_bytes, row.live.is_none())]);
+    }
+
+    /// Forgets, for up to `keys_max` keys after `after`, what nobody at or after `compacted` can see, up to `rows_max`
+    /// rows. Gives the rows, and where to go on (`None` if this was the end).
+    ///
+    /// Of each key stays the last change at or before `compacted`, unless that is a removal before it: a removal at
+    /// exactly `compacted` stays, because a watch may still start there (etcd#19179).
+    pub(crate) fn prune(
+        &mut self,
+        after: Option<&[u8]>,
+        compacted: i64,
+        keys_max: usize,
+        rows_max: usize,
+    ) -> (Vec<RowId>, Option<SweepCursor>) {
+        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
+        let mut dropped = Vec::new();
+        let mut emptied = Vec::new();
+        let mut next: Option<Box<[u8]>> = None;
+        let mut more = false;
+        for (at, (key, history)) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)).enumerate() {
+            if at == keys_max || dropped.len() >= rows_max {
+                break;
+            }
+            let upto = history.changes.partition_point(|change| change.main <= compacted);
+            let gone = match upto.checked_sub(1).map(|at| history.changes[at]) {
+                None => 0,
+                Some(last) if last.removal() && last.main < compacted => upto,
+                Some(_) => upto - 1,
+            };
+            // A key with a long history may take several steps: its oldest changes go first, which is always right.
+            let now = gone.min(rows_max - dropped.len());
+            for change in history.changes.drain(..now) {
+                self.rows -= 1;
+                self.bytes -= change.bytes();
+                dropped.push(change.id());
+            }
+            if now < gone {
+                more = true;
+                break;
+            }
+            if history.changes.is_empty() {
+                emptied.push(key.clone());
+            }
+            next = Some(key.clone());
+        }
+        for key in emptied {
+            self.keys.remove(&key);
+        }
+        let last = next.or_else(|| after.map(Into::into));
+        let start = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        let more = more || self.keys.range::<[u8], _>((start, Bound::Unbounded)).next().is_some();
+        (dropped, more.then_some(SweepCursor { after: last }))
+    }
+}

@@ -1,0 +1,252 @@
+//! Where a group's state lies in the engine.
+//!
+//! ```text
+//! group u64 | 'S'                             -> slot u32             the slot in use
+//! group u64 | 'D' | slot u32 | 'A'            -> applied record
+//! group u64 | 'D' | slot u32 | 'M' | member   -> the member's context
+//! group u64 | 'D' | slot u32 | 'R' | main u64 | sub u32 -> revision row
+//! ```
+//!
+//! Big-endian in keys, so that byte order is number order; little-endian in values. Revision-major rows are written in order,
+//! which is cheap for the engine, and are a watch's history as they stand. A snapshot is installed into a new slot; one
+//! put of the slot record makes it the state.
+
+use crate::codec::{CodecError, Reader, decode_snapshot_meta, encode_snapshot_meta, put_bytes};
+use crate::ops::{KeyValue, Revision};
+use crate::state::KeySpan;
+use althing_raft::entry::SnapshotMeta;
+use althing_raft::ids::{GroupId, MemberId};
+use bytes::{BufMut, Bytes};
+
+/// Version of rows and of the applied record. N-1 must stay readable.
+const ROW_VERSION: u8 = 1;
+
+/// A revision and the change's number inside it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct RowId {
+    pub(crate) main: i64,
+    pub(crate) sub: u32,
+}
+
+/// Bytes of a revision row's key, for size estimates.
+pub(crate) const ROW_KEY_BYTES: u64 = 8 + 1 + 4 + 1 + 8 + 4;
+
+/// A group's slot: the prefix of its keys.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Slot {
+    pub(crate) group: GroupId,
+    pub(crate) number: u32,
+}
+
+pub(crate) fn slot_key(group: GroupId) -> Vec<u8> {
+    let mut key = group.0.to_be_bytes().to_vec();
+    key.push(b'S');
+    key
+}
+
+pub(crate) fn data_prefix(group: GroupId) -> Vec<u8> {
+    let mut key = group.0.to_be_bytes().to_vec();
+    key.push(b'D');
+    key
+}
+
+impl Slot {
+    pub(crate) fn prefix(self) -> Vec<u8> {
+        let mut key = data_prefix(self.group);
+        key.put_u32(self.number);
+        key
+    }
+
+    fn kind(self, kind: u8) -> Vec<u8> {
+        let mut key = self.prefix();
+        key.push(kind);
+        key
+    }
+
+    pub(crate) fn applied_key(self) -> Vec<u8> {
+        self.kind(b'A')
+    }
+
+    pub(crate) fn member_key(self, member: MemberId) -> Vec<u8> {
+        let mut key = self.kind(b'M');
+        key.put_u64(member.0);
+        key
+    }
+
+    pub(crate) fn members_span(self) -> KeySpan {
+        KeySpan::prefix(&self.kind(b'M'))
+    }
+
+    pub(crate) fn row_key(self, id: RowId) -> Vec<u8> {
+        let mut key = self.kind(b'R');
+        key.put_i64(id.main);
+        key.put_u32(id.sub);
+        key
+    }
+
+    /// Rows up to and with revision `to`.
+    pub(crate) fn rows_span(self, to: i64) -> KeySpan {
+        let end = RowId {
+            main: to.saturating_add(1),
+            sub: 0,
+        };
+        KeySpan {
+            start: self.kind(b'R').into(),
+            end: Some(self.row_key(end).into()),
+        }
+    }
+
+    pub(crate) fn all_rows_span(self) -> KeySpan {
+        KeySpan::prefix(&self.kind(b'R'))
+    }
+
+    /// What a row's key says; `None` if it is not one of this slot.
+    pub(crate) fn parse_row_key(self, key: &[u8]) -> Option<RowId> {
+        let rest = key.strip_prefix(&self.kind(b'R')[..])?;
+        let (main, sub) = rest.split_at_checked(8)?;
+        Some(RowId {
+            main: i64::from_be_bytes(main.try_into().ok()?),
+            sub: u32::from_be_bytes(sub.try_into().ok()?),
+        })
+    }
+
+    pub(crate) fn parse_member_key(self, key: &[u8]) -> Option<MemberId> {
+        let rest = key.strip_prefix(&self.kind(b'M')[..])?;
+        Some(MemberId(u64::from_be_bytes(rest.try_into().ok()?)))
+    }
+}
+
+/// One change of one key, as stored.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Row {
+    pub(crate) key: Bytes,
+    /// `None` for a removal.
+    pub(crate) live: Option<Live>,
+}
+
+/// What a put stores beside the key.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct Live {
+    pub(crate) create: i64,
+    pub(crate) version: i64,
+    pub(crate) lease: i64,
+    pub(crate) value: Bytes,
+}
+
+impl Row {
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let value_len = self.live.as_ref().map_or(0, |live| 24 + live.value.len());
+        let mut out = Vec::with_capacity(6 + self.key.len() + value_len);
+        out.push(ROW_VERSION);
+        out.push(u8::from(self.live.is_some()));
+        put_bytes(&self.key, &mut out);
+        if let Some(live) = &self.live {
+            out.put_i64_le(live.create);
+            out.put_i64_le(live.version);
+            out.put_i64_le(live.lease);
+            out.put_slice(&live.value);
+        }
+        out
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
+        let mut reader = Reader(bytes);
+        match reader.u8("row version")? {
+            ROW_VERSION => {}
+            tag => {
+                return Err(CodecError::Tag {
+                    what: "row version",
+                    tag,
+                });
+            }
+        }
+        let live = reader.u8("row kind")?;
+        let key = reader.bytes("row key")?;
+        let live = match live {
+            0 => {
+                reader.finish("removal row")?;
+                None
+            }
+            1 => Some(Live {
+                create: reader.i64("create revision")?,
+                version: reader.i64("version")?,
+                lease: reader.i64("lease")?,
+                value: reader.0,
+            }),
+            tag => {
+                return Err(CodecError::Tag { what: "row kind", tag });
+            }
+        };
+        Ok(Self { key, live })
+    }
+
+    /// The row as clients see it; `None` for a removal.
+    pub(crate) fn into_key_value(self, main: i64) -> Option<KeyValue> {
+        let live = self.live?;
+        Some(KeyValue {
+            key: self.key,
+            create_revision: Revision(live.create),
+            mod_revision: Revision(main),
+            version: live.version,
+            value: live.value,
+            lease: live.lease,
+        })
+    }
+}
+
+/// The applied record: what a slot's rows are the state of. Written in the same batch as they are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub(crate) struct AppliedRecord {
+    pub(crate) meta: SnapshotMeta,
+    /// Current revision.
+    pub(crate) current: i64,
+    /// History before this is gone for clients; -1 if never compacted.
+    pub(crate) compacted: i64,
+    /// ... and before this also on disk.
+    pub(crate) swept: i64,
+}
+
+impl AppliedRecord {
+    /// A keyspace nobody has written to (etcd-api.md, 2.1).
+    pub(crate) fn fresh() -> Self {
+        Self {
+            meta: SnapshotMeta::default(),
+            current: 1,
+            compacted: -1,
+            swept: -1,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Vec<u8> {
+        let mut out = vec![ROW_VERSION];
+        out.put_i64_le(self.current);
+        out.put_i64_le(self.compacted);
+        out.put_i64_le(self.swept);
+        encode_snapshot_meta(&self.meta, &mut out);
+        out
+    }
+
+    pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
+        let mut reader = Reader(bytes);
+        match reader.u8("applied record")? {
+            ROW_VERSION => {}
+            tag => {
+                return Err(CodecError::Tag {
+                    what: "applied record version",
+                    tag,
+                });
+            }
+        }
+        let current = reader.i64("current revision")?;
+        let compacted = reader.i64("compacted revision")?;
+        let swept = reader.i64("swept revision")?;
+        let meta = decode_snapshot_meta(&mut reader.0)?;
+        reader.finish("applied record")?;
+        Ok(Self {
+            meta,
+            current,
+            compacted,
+            swept,
+        })
+    }
+}

@@ -1,0 +1,538 @@
+//! One group's keys with their history, over a `StateStore`.
+//!
+//! Rows are keyed by revision; which rows a key has stands in an index in memory, as in etcd. One thread writes (`apply`,
+//! `compact_step`, `bootstrap`, `install`); any thread reads. A reader holds the index's lock only while it lists rows, not
+//! while it fetches them; a writer holds it only to add what is already in the engine.
+
+mod exec;
+mod index;
+mod install;
+pub(crate) mod layout;
+mod view;
+
+use crate::error::StoreError;
+use crate::ops::{Command, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
+use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
+use althing_raft::ids::{GroupId, MemberId};
+use bytes::Bytes;
+use exec::Exec;
+pub(crate) use index::Index;
+use index::SweepCursor;
+use layout::{AppliedRecord, Row, RowId, Slot, data_prefix, slot_key};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use view::{Fail, View, finish_range, read_revision, rows_wanted};
+
+/// Keys that one `compact_step` looks at, and rows that it deletes at most: about a millisecond of the index's lock.
+const SWEEP_KEYS_MAX: usize = 4096;
+const SWEEP_ROWS_MAX: usize = 1024;
+
+/// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
+const READ_RETRIES: usize = 3;
+
+/// One committed entry, unwrapped.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ApplyItem {
+    /// Nothing for the state machine: a leader's first entry, or a configuration change that the core refused.
+    Noop,
+    /// A client's command.
+    Command(Command),
+    /// A configuration change that took effect.
+    Config(ConfigChange),
+}
+
+/// What became of a command.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct CommandResult {
+    /// The answer header's revision: that of the change, or the current one if nothing changed.
+    pub revision: Revision,
+    /// The answer, or why the command changed nothing.
+    pub result: Result<OpResult, OpError>,
+}
+
+/// Sizes of one group.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct StoreSize {
+    /// Bytes of the engine on disk; all groups share them.
+    pub on_disk: u64,
+    /// Bytes of this group's rows and their keys: an estimate of what a fresh copy would take.
+    pub in_use: u64,
+    /// Keys that are there now.
+    pub keys: u64,
+    /// Changes kept, old ones and removals too.
+    pub revisions: u64,
+}
+
+/// What a `compact_step` came to.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[must_use]
+pub enum Sweep {
+    /// Nothing is left to delete.
+    Done,
+    /// There is more: call again.
+    More,
+    /// A snapshot is being exported, so nothing may be deleted. Try again later.
+    Paused,
+}
+
+/// What readers see. Changed only under the write lock, after the engine has it.
+pub(crate) struct State {
+    pub(crate) slot: Slot,
+    pub(crate) record: AppliedRecord,
+    pub(crate) members: BTreeMap<MemberId, Bytes>,
+    pub(crate) index: Index,
+}
+
+impl State {
+    pub(crate) fn fresh(slot: Slot) -> Self {
+        Self {
+            slot,
+            record: AppliedRecord::fresh(),
+            members: BTreeMap::new(),
+            index: Index::default(),
+        }
+    }
+
+    /// A row that the index names, parsed.
+    fn key_value(&self, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+        parse_row(self.slot.group, id, row)
+    }
+}
+
+fn parse_row(group: GroupId, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+    let corrupt = |what: String| StoreError::Corrupt { group, what };
+    let row = row.ok_or_else(|| corrupt(format!("the row of revision {}.{} is missing", id.main, id.sub)))?;
+    let row = Row::decode(row).map_err(|source| StoreError::Unreadable {
+        group,
+        what: "a revision row",
+        source,
+    })?;
+    row.into_key_value(id.main)
+        .ok_or_else(|| corrupt(format!("the row of revision {}.{} is a removal", id.main, id.sub)))
+}
+
+/// What only the writing thread needs.
+#[derive(Default)]
+struct Writer {
+    /// The sweep under way: its target and where it stands.
+    sweep: Option<(i64, SweepCursor)>,
+    /// Slots that hold rows nobody needs.
+    stale_slots: Vec<u32>,
+    /// The slot of the import under way.
+    importing: Option<u32>,
+    /// Largest slot number ever used since open.
+    last_slot: u32,
+}
+
+/// One group's state machine. See the module for threads.
+pub struct Mvcc<S> {
+    store: S,
+    group: GroupId,
+    state: RwLock<State>,
+    writer: Mutex<Writer>,
+    /// One clone per live export; a sweep waits until there is only this one.
+    exports: Arc<()>,
+}
+
+impl<S: StateStore> Mvcc<S> {
+    /// Opens a group's state and rebuilds its index by a walk over its rows. A group that was never written is fresh:
+    /// revision 1, nothing applied, no members.
+    ///
+    /// # Errors
+    /// If the engine fails or what it holds contradicts itself: rebuild from a snapshot and the log then.
+    pub fn open(store: S, group: GroupId) -> Result<Self, StoreError> {
+        let unreadable = |what| move |source| StoreError::Unreadable { group, what, source };
+        let number = match store.get(&slot_key(group))? {
+            None => 0,
+            Some(bytes) => {
+                let what = || StoreError::Corrupt {
+                    group,
+                    what: "the slot record has not four bytes".to_owned(),
+                };
+                u32::from_le_bytes(bytes[..].try_into().map_err(|_| what())?)
+            }
+        };
+        let slot = Slot { group, number };
+        // What an interrupted snapshot installation left.
+        let all = KeySpan::prefix(&data_prefix(group));
+        let current = KeySpan::prefix(&slot.prefix());
+        store.clear(&KeySpan {
+            start: all.start,
+            end: Some(current.start),
+        })?;
+        if let Some(start) = current.end {
+            store.clear(&KeySpan { start, end: all.end })?;
+        }
+
+        let mut state = State::fresh(slot);
+        if let Some(bytes) = store.get(&slot.applied_key())? {
+            state.record = AppliedRecord::decode(bytes).map_err(unreadable("the applied record"))?;
+        }
+        walk(&store, slot.members_span(), |key, context| {
+            let member = slot.parse_member_key(&key);
+            let what = || StoreError::Corrupt {
+                group,
+                what: "a member's key has a wrong length".to_owned(),
+            };
+            state.members.insert(member.ok_or_else(what)?, context);
+            Ok(())
+        })?;
+        walk(&store, slot.all_rows_span(), |key, value| {
+            let id = slot.parse_row_key(&key);
+            let id = id.ok_or_else(|| StoreError::Corrupt {
+                group,
+                what: "a row's key has a wrong length".to_owned(),
+            })?;
+            if id.main > state.record.current {
+                let what = format!(
+                    "a row of revision {} although the current one is {}",
+                    id.main, state.record.current
+                );
+                return Err(StoreError::Corrupt { group, what });
+            }
+            let bytes = value.len();
+            let row = Row::decode(value).map_err(unreadable("a revision row"))?;
+            state.index.load(id, &row, bytes);
+            Ok(())
+        })?;
+        let writer = Writer {
+            last_slot: number,
+            ..Writer::default()
+        };
+        Ok(Self {
+            store,
+            group,
+            state: RwLock::new(state),
+            writer: Mutex::new(writer),
+            exports: Arc::new(()),
+        })
+    }
+
+    /// Gives a group that was never written its first configuration and members.
+    ///
+    /// # Errors
+    /// If it was written before, or the engine fails.
+    pub fn bootstrap(&self, config: ConfigState, members: BTreeMap<MemberId, Bytes>) -> Result<(), StoreError> {
+        let _writer = self.writer();
+        let (slot, mut record) = {
+            let state = self.read();
+            if state.record != AppliedRecord::fresh() || !state.members.is_empty() {
+                return Err(StoreError::Bootstrapped { group: self.group });
+            }
+            (state.slot, state.record.clone())
+        };
+        record.meta.config = config;
+        let mut batch = Batch::default();
+        batch.put(slot.applied_key(), record.encode());
+        for (member, context) in &members {
+            batch.put(slot.member_key(*member), context.clone());
+        }
+        self.store.apply(batch)?;
+        let mut state = self.write();
+        state.record = record;
+        state.members = members;
+        Ok(())
+    }
+
+    /// Applies the next entries in one batch with the record of having applied them. `applied` is the position of the last
+    /// one and the configuration as of it. The caller bounds the number and bytes of the items.
+    ///
+    /// # Errors
+    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. If the engine fails, whether they were
+    /// applied is unknown, and the process should end.
+    pub fn apply(&self, items: &[ApplyItem], applied: SnapshotMeta) -> Result<Vec<Option<CommandResult>>, StoreError> {
+        let _writer = self.writer();
+        let state = self.read();
+        let expected = althing_raft::ids::Index(state.record.meta.position.index.0 + items.len() as u64);
+        if applied.position.index != expected {
+            return Err(StoreError::OutOfOrder {
+                group: self.group,
+                expected,
+                found: applied.position.index,
+            });
+        }
+        let mut exec = Exec::new(&self.store, &state);
+        let mut members = MemberChanges::new();
+        let mut results = Vec::with_capacity(items.len());
+        for item in items {
+            results.push(match item {
+                ApplyItem::Noop => None,
+                ApplyItem::Config(change) => {
+                    member_change(change, &mut members);
+                    None
+                }
+                ApplyItem::Command(command) => match exec.command(command) {
+                    Ok((revision, result)) => Some(CommandResult { revision, result }),
+                    Err(Fail::Store(error)) => return Err(error),
+                    Err(Fail::Op(error)) => unreachable!("commands report {error} as a result"),
+                },
+            });
+        }
+        let record = AppliedRecord {
+            meta: applied,
+            current: exec.current,
+            compacted: exec.compacted,
+            swept: state.record.swept,
+        };
+        let Exec { delta, rows, .. } = exec;
+        let slot = state.slot;
+        drop(state);
+
+        let mut batch = Batch::default();
+        for (id, row) in rows {
+            batch.put(slot.row_key(id), row);
+        }
+        for (member, context) in &members {
+            match context {
+                Some(context) => batch.put(slot.member_key(*member), context.clone()),
+                None => batch.delete(slot.member_key(*member)),
+            }
+        }
+        batch.put(slot.applied_key(), record.encode());
+        self.store.apply(batch)?;
+
+        let mut state = self.write();
+        state.record = record;
+        for (key, history) in delta {
+            state.index.extend(&key, history.head, &history.changes);
+        }
+        for (member, context) in members {
+            match context {
+                Some(context) => state.members.insert(member, context),
+                None => state.members.remove(&member),
+            };
+        }
+        Ok(results)
+    }
+
+    /// Answers a range, with the current revision for the header.
+    ///
+    /// # Errors
+    /// The inner one is the client's: compacted or future revision. The outer one is the engine's.
+    pub fn range(&self, range: &Range) -> Result<Result<(Revision, RangeResult), OpError>, StoreError> {
+        for retry in 0..=READ_RETRIES {
+            let state = self.read();
+            let (slot, record) = (state.slot, &state.record);
+            let current = record.current;
+            let revision = match read_revision(range.revision, current, record.compacted) {
+                Ok(revision) => revision,
+                Err(error) => return Ok(Err(error)),
+            };
+            let listing = View {
+                index: &state.index,
+                delta: None,
+            }
+            .list(&range.keys, revision, rows_wanted(range));
+            let held = if retry == READ_RETRIES {
+                Some(state)
+            } else {
+                drop(state);
+                None
+            };
+            let rows = listing.rows.iter().map(|id| self.store.get(&slot.row_key(*id)));
+            let rows = rows.collect::<Result<Vec<_>, _>>()?;
+            // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
+            if held.is_none() && rows.iter().any(Option::is_none) {
+                continue;
+            }
+            let kvs = listing
+                .rows
+                .iter()
+                .zip(rows)
+                .map(|(id, row)| parse_row(self.group, *id, row));
+            let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
+            return Ok(Ok((Revision(current), finish_range(range, kvs, listing.count))));
+        }
+        unreachable!("the last try holds the lock and returns")
+    }
+
+    /// Runs a transaction that cannot write.
+    ///
+    /// # Errors
+    /// As of `range`.
+    ///
+    /// # Panics
+    /// If the transaction could write: those go through the log.
+    pub fn read_txn(&self, txn: &Txn) -> Result<Result<(Revision, OpResult), OpError>, StoreError> {
+        assert!(txn.read_only(), "invariant: transactions that write go through the log");
+        let state = self.read();
+        let mut exec = Exec::new(&self.store, &state);
+        match exec.txn(txn) {
+            Ok(result) => Ok(Ok((Revision(state.record.current), result))),
+            Err(Fail::Op(error)) => Ok(Err(error)),
+            Err(Fail::Store(error)) => Err(error),
+        }
+    }
+
+    /// The current revision.
+    #[must_use]
+    pub fn current_revision(&self) -> Revision {
+        Revision(self.read().record.current)
+    }
+
+    /// History before this revision is gone; `None` if nothing was ever compacted.
+    #[must_use]
+    pub fn compacted_revision(&self) -> Option<Revision> {
+        Some(self.read().record.compacted)
+            .filter(|revision| *revision >= 0)
+            .map(Revision)
+    }
+
+    /// The last applied entry, and the configuration as of it.
+    #[must_use]
+    pub fn applied(&self) -> SnapshotMeta {
+        self.read().record.meta.clone()
+    }
+
+    /// The member table: each member's context (name and addresses), opaque here.
+    #[must_use]
+    pub fn members(&self) -> BTreeMap<MemberId, Bytes> {
+        self.read().members.clone()
+    }
+
+    /// Sizes, for metrics and `Status`.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn size(&self) -> Result<StoreSize, StoreError> {
+        let on_disk = self.store.size_on_disk()?;
+        let state = self.read();
+        let Index {
+            bytes, live_keys, rows, ..
+        } = &state.index;
+        Ok(StoreSize {
+            on_disk,
+            in_use: *bytes,
+            keys: *live_keys,
+            revisions: *rows,
+        })
+    }
+
+    /// Makes what is applied now durable, and says up to where that is: the WAL may forget entries up to there.
+    /// Runs on any thread beside the writer.
+    ///
+    /// # Errors
+    /// If the engine or the disk fails.
+    pub fn checkpoint(&self) -> Result<SnapshotMeta, StoreError> {
+        // Read first: what is applied while the engine flushes may or may not be in it.
+        let applied = self.applied();
+        self.store.checkpoint()?;
+        Ok(applied)
+    }
+
+    /// Deletes a bounded number of rows that compaction or an installed snapshot made unreachable. Called by the writing
+    /// thread between batches, until it says `Done`.
+    ///
+    /// # Errors
+    /// If the engine fails.
+    pub fn compact_step(&self) -> Result<Sweep, StoreError> {
+        let mut writer = self.writer();
+        if Arc::strong_count(&self.exports) > 1 {
+            return Ok(Sweep::Paused);
+        }
+        if let Some(number) = writer.stale_slots.last().copied() {
+            let span = KeySpan::prefix(
+                &Slot {
+                    group: self.group,
+                    number,
+                }
+                .prefix(),
+            );
+            if self.store.clear_some(
+                &span,
+                PageLimit {
+                    rows: SWEEP_ROWS_MAX,
+                    ..PageLimit::WALK
+                },
+            )? {
+                writer.stale_slots.pop();
+            }
+            return Ok(Sweep::More);
+        }
+        let mut state = self.write();
+        if state.record.swept >= state.record.compacted {
+            return Ok(Sweep::Done);
+        }
+        let (target, cursor) = writer
+            .sweep
+            .take()
+            .unwrap_or((state.record.compacted, SweepCursor::default()));
+        let (dropped, cursor) = state
+            .index
+            .prune(cursor.after.as_deref(), target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
+        let slot = state.slot;
+        let mut batch = Batch::default();
+        for id in dropped {
+            batch.delete(slot.row_key(id));
+        }
+        match cursor {
+            Some(cursor) => writer.sweep = Some((target, cursor)),
+            None => {
+                state.record.swept = target;
+                batch.put(slot.applied_key(), state.record.encode());
+            }
+        }
+        drop(state);
+        self.store.apply(batch)?;
+        Ok(Sweep::More)
+    }
+
+    // A panic under these locks leaves the state as the engine has it (it is changed only afterwards), so poison says nothing.
+    fn read(&self) -> RwLockReadGuard<'_, State> {
+        self.state.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn write(&self) -> RwLockWriteGuard<'_, State> {
+        self.state.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Writer> {
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Members set (`Some`) and removed (`None`) by a batch.
+type MemberChanges = BTreeMap<MemberId, Option<Bytes>>;
+
+fn member_change(change: &ConfigChange, members: &mut MemberChanges) {
+    match change.step {
+        ConfigStep::AddLearner(member) => {
+            members.insert(member, Some(change.context.clone()));
+        }
+        // A promotion usually says nothing new about the member.
+        ConfigStep::Promote(member) => {
+            if !change.context.is_empty() {
+                members.insert(member, Some(change.context.clone()));
+            }
+        }
+        ConfigStep::Remove(member) => {
+            members.insert(member, None);
+        }
+    }
+}
+
+/// Visits all rows of a span, page by page.
+pub(crate) fn walk<S: StateStore>(
+    store: &S,
+    mut span: KeySpan,
+    mut visit: impl FnMut(Bytes, Bytes) -> Result<(), StoreError>,
+) -> Result<(), StoreError> {
+    loop {
+        let page = store.scan(&span, Order::Forward, PageLimit::WALK)?;
+        let Some((last, _)) = page.last() else {
+            return Ok(());
+        };
+        span.start = successor(last);
+        for (key, value) in page {
+            visit(key, value)?;
+        }
+    }
+}
+
+/// The smallest key after this one.
+pub(crate) fn successor(key: &[u8]) -> Bytes {
+    let mut next = key.to_vec();
+    next.push(0);
+    next.into()
+}

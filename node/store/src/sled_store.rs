@@ -1,0 +1,468 @@
+//! sled 0.34.7 as an engine, under the rules that its real behaviour asks for.
+//!
+//! What it does, read in its source and seen in power-cut replay: `flush` does not fsync on Linux (it calls
+//! `sync_file_range`, which commits neither the device's cache nor the file's size), the `conf` file made at creation is
+//! never synced, files in `blobs/` and their directory neither, and a damaged file can make `open` panic. Therefore:
+//!
+//! 1. Creation ends with an fsync of every file and directory, and only then the `FORMAT` marker is written. A directory without
+//!    marker was never finished: it is deleted and made anew.
+//! 2. sled's own flusher is off. `checkpoint` flushes and then calls fdatasync on the database file itself.
+//! 3. One tree; one batch per apply, with the applied record in it. Nothing spans trees.
+//! 4. An `open` that fails or panics moves the directory into quarantine and starts empty: the WAL and snapshots rebuild it. Every
+//!    other call is guarded too; after a panic all fail.
+//! 5. No value ever becomes a blob file: larger ones are cut into rows of [`CHUNK_BYTES`].
+//! 6. One thread writes. Others only read. No sled transactions, merge operators or subscriptions.
+//! 7. The cache is sized by the caller; resident memory is three to five times the data in it.
+//! 8. Deleting does not shrink the file. Defragmenting (copying into a fresh store) is a later issue.
+//! 9. The host checks at start that `applied` lies within the WAL's log and quarantines otherwise: only it sees both.
+//! 10. On a full disk ([`StoreError::is_no_space`]) the host stops writing; sled is not asked to write again.
+
+use crate::error::StoreError;
+use crate::mem::fill_page;
+use crate::state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};
+use bytes::{Buf, BufMut, Bytes};
+use std::collections::BTreeSet;
+use std::ffi::OsString;
+use std::fs::{self, File};
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// Bytes of a value that stay in one row. sled keeps a leaf of up to 20 rows (16 and what a merge may add) as one log record, and
+/// records above 128 KiB become blob files: 20 rows of 6 KiB with their keys stay below.
+pub const CHUNK_BYTES: usize = 6 << 10;
+
+/// Damaged stores kept for a look by a person; older ones are deleted so that they do not fill the volume.
+pub const QUARANTINES_MAX: usize = 2;
+
+const MARKER: &str = "FORMAT";
+const MARKER_TEXT: &str = "althing-store 1\n";
+const SLED_DIR: &str = "sled";
+const QUARANTINE: &str = "quarantine-";
+
+/// Row prefixes inside sled's tree.
+const DATA: u8 = b'd';
+const CHUNK: u8 = b'c';
+
+/// Value tags.
+const INLINE: u8 = 0;
+const CHUNKED: u8 = 1;
+
+/// How to run sled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SledOptions {
+    /// Bytes of page cache.
+    pub cache_bytes: u64,
+}
+
+/// How `open` found the store.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Opened {
+    /// As it was left.
+    Existing,
+    /// There was none.
+    Created,
+    /// It could not be read and was moved away; the state must be rebuilt.
+    Quarantined {
+        /// Where it is now.
+        path: PathBuf,
+        /// Why it was moved.
+        reason: String,
+    },
+}
+
+/// One sled database of a node; all its groups share it.
+#[derive(Clone)]
+pub struct SledStore(Arc<Inner>);
+
+struct Inner {
+    db: sled::Db,
+    path: PathBuf,
+    /// Our own descriptor of sled's database file, for rule 2.
+    file: File,
+    panicked: AtomicBool,
+    /// Blob files that are durable; also keeps two checkpoints from running at once.
+    synced_blobs: Mutex<BTreeSet<OsString>>,
+    _lock: File,
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
+    let path = path.to_owned();
+    move |source| StoreError::Io { action, path, source }
+}
+
+fn sync_dir(dir: &Path) -> Result<(), StoreError> {
+    File::open(dir)
+        .and_then(|dir| dir.sync_all())
+        .map_err(io_error("sync", dir))
+}
+
+/// Syncs a directory with everything below it.
+fn sync_tree(dir: &Path) -> Result<(), StoreError> {
+    for item in fs::read_dir(dir).map_err(io_error("list", dir))? {
+        let path = item.map_err(io_error("list", dir))?.path();
+        if path.is_dir() {
+            sync_tree(&path)?;
+        } else {
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(io_error("sync", &path))?;
+        }
+    }
+    sync_dir(dir)
+}
+
+fn remove_dir(dir: &Path) -> Result<(), StoreError> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(io_error("remove", dir)(error)),
+        Ok(()) | Err(_) => Ok(()),
+    }
+}
+
+/// Runs a call into sled and turns a panic into an error.
+fn guard<T>(action: &'static str, path: &Path, call: impl FnOnce() -> sled::Result<T>) -> Result<T, StoreError> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(Ok(value)) => Ok(value),
+        Ok(Err(source)) => Err(StoreError::Engine {
+            action,
+            path: path.to_owned(),
+            source,
+        }),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let message = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            let message = message.unwrap_or_else(|| "no message".to_owned());
+            Err(StoreError::Panicked {
+                action,
+                path: path.to_owned(),
+                message,
+            })
+        }
+    }
+}
+
+/// Whether moving the store away can help. Against a full disk or missing permissions it cannot.
+fn is_damage(error: &StoreError) -> bool {
+    match error {
+        StoreError::Engine {
+            source: sled::Error::Io(source),
+            ..
+        } => source.raw_os_error().is_none() || source.kind() == io::ErrorKind::NotFound,
+        StoreError::Engine { .. } | StoreError::Panicked { .. } => true,
+        StoreError::Io { .. }
+        | StoreError::Locked { .. }
+        | StoreError::Version { .. }
+        | StoreError::Corrupt { .. }
+        | StoreError::Unreadable { .. }
+        | StoreError::OutOfOrder { .. }
+        | StoreError::Bootstrapped { .. }
+        | StoreError::Snapshot { .. } => false,
+    }
+}
+
+fn open_sled(path: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
+    guard("open", path, || {
+        sled::Config::new()
+            .path(path)
+            .flush_every_ms(None)
+            .cache_capacity(options.cache_bytes)
+            .mode(sled::Mode::HighThroughput)
+            .open()
+    })
+}
+
+impl SledStore {
+    /// Opens the store in `dir`, creates it, or replaces a damaged one by an empty one.
+    ///
+    /// # Errors
+    /// If another process has it, another version wrote it, or the disk refuses.
+    pub fn open(dir: &Path, options: SledOptions) -> Result<(Self, Opened), StoreError> {
+        fs::create_dir_all(dir).map_err(io_error("create", dir))?;
+        if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+            sync_dir(parent)?;
+        }
+        let lock_path = dir.join("LOCK");
+        let lock = File::create(&lock_path).map_err(io_error("create", &lock_path))?;
+        lock.try_lock().map_err(|error| match error {
+            fs::TryLockError::WouldBlock => StoreError::Locked { dir: dir.to_owned() },
+            fs::TryLockError::Error(source) => io_error("lock", &lock_path)(source),
+        })?;
+
+        let path = dir.join(SLED_DIR);
+        let (db, opened) = if Self::marked(dir)? {
+            match open_sled(&path, options) {
+                Ok(db) => (db, Opened::Existing),
+                Err(error) if is_damage(&error) => {
+                    let moved = Self::quarantine(dir)?;
+                    (
+                        Self::create(dir, options)?,
+                        Opened::Quarantined {
+                            path: moved,
+                            reason: error.to_string(),
+                        },
+                    )
+                }
+                Err(error) => return Err(error),
+            }
+        } else {
+            (Self::create(dir, options)?, Opened::Created)
+        };
+        let db_file = path.join("db");
+        let file = File::open(&db_file).map_err(io_error("open", &db_file))?;
+        let inner = Inner {
+            db,
+            path,
+            file,
+            panicked: AtomicBool::new(false),
+            synced_blobs: Mutex::new(BTreeSet::new()),
+            _lock: lock,
+        };
+        Ok((Self(Arc::new(inner)), opened))
+    }
+
+    /// Moves a store that was found unusable after it was opened (by `Mvcc::open`, or by the check of rule 9) away, so
+    /// that the next `open` creates an empty one. Every handle must have been dropped before.
+    ///
+    /// # Errors
+    /// If the disk refuses.
+    pub fn quarantine(dir: &Path) -> Result<PathBuf, StoreError> {
+        // The marker goes first: a crash in between leaves a store that `open` deletes, never one that it trusts.
+        let marker = dir.join(MARKER);
+        match fs::remove_file(&marker) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(io_error("remove", &marker)(error));
+            }
+            Ok(()) | Err(_) => sync_dir(dir)?,
+        }
+        let mut present = BTreeSet::new();
+        for item in fs::read_dir(dir).map_err(io_error("list", dir))? {
+            let name = item.map_err(io_error("list", dir))?.file_name();
+            let number = name
+                .to_str()
+                .and_then(|name| name.strip_prefix(QUARANTINE))
+                .map(str::parse::<u32>);
+            if let Some(Ok(number)) = number {
+                present.insert(number);
+            }
+        }
+        let number = present.last().map_or(1, |last| last + 1);
+        while present.len() >= QUARANTINES_MAX
+            && let Some(oldest) = present.pop_first()
+        {
+            remove_dir(&dir.join(format!("{QUARANTINE}{oldest}")))?;
+        }
+        let target = dir.join(format!("{QUARANTINE}{number}"));
+        let path = dir.join(SLED_DIR);
+        fs::rename(&path, &target).map_err(io_error("move away", &path))?;
+        sync_dir(dir)?;
+        Ok(target)
+    }
+
+    /// Whether creation was finished, by a version that this build can read.
+    fn marked(dir: &Path) -> Result<bool, StoreError> {
+        let marker = dir.join(MARKER);
+        match fs::read_to_string(&marker) {
+            Ok(text) if text == MARKER_TEXT => Ok(true),
+            Ok(text) => Err(StoreError::Version {
+                file: marker,
+                found: text.trim().chars().take(80).collect(),
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(io_error("read", &marker)(error)),
+        }
+    }
+
+    fn create(dir: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
+        let path = dir.join(SLED_DIR);
+        remove_dir(&path)?;
+        let db = open_sled(&path, options)?;
+        guard("flush", &path, || db.flush())?;
+        sync_tree(&path)?;
+        sync_dir(dir)?;
+        let (marker, new) = (dir.join(MARKER), dir.join("FORMAT.new"));
+        fs::write(&new, MARKER_TEXT).map_err(io_error("write", &new))?;
+        File::open(&new)
+            .and_then(|file| file.sync_all())
+            .map_err(io_error("sync", &new))?;
+        fs::rename(&new, &marker).map_err(io_error("rename", &new))?;
+        sync_dir(dir)?;
+        Ok(db)
+    }
+
+    fn call<T>(&self, action: &'static str, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
+        let Inner { db, path, panicked, .. } = &*self.0;
+        if panicked.load(Ordering::Acquire) {
+            let message = "it panicked before".to_owned();
+            return Err(StoreError::Panicked {
+                action,
+                path: path.clone(),
+                message,
+            });
+        }
+        let result = guard(action, path, || call(db));
+        if let Err(StoreError::Panicked { .. }) = &result {
+            panicked.store(true, Ordering::Release);
+        }
+        result
+    }
+
+    /// Files that sled made beside its log; rule 5 keeps this at zero.
+    ///
+    /// # Errors
+    /// If the directory cannot be read.
+    pub fn blob_files(&self) -> Result<usize, StoreError> {
+        Ok(self.list_blobs()?.len())
+    }
+
+    fn list_blobs(&self) -> Result<BTreeSet<OsString>, StoreError> {
+        let dir = self.0.path.join("blobs");
+        let names = fs::read_dir(&dir).map_err(io_error("list", &dir))?;
+        names
+            .map(|item| item.map(|item| item.file_name()).map_err(io_error("list", &dir)))
+            .collect()
+    }
+
+    /// The value behind a row, put together from its chunks.
+    fn assemble(&self, key: &[u8], row: sled::IVec) -> Result<Bytes, StoreError> {
+        let damaged = |what: &str| StoreError::Engine {
+            action: "read",
+            path: self.0.path.clone(),
+            source: sled::Error::ReportableBug(format!("{what} of a value of {} bytes", row.len())),
+        };
+        let Some((tag, mut rest)) = row.split_first() else {
+            return Err(damaged("no tag"));
+        };
+        if *tag == INLINE {
+            return Ok(Bytes::copy_from_slice(rest));
+        }
+        if *tag != CHUNKED || rest.len() != 4 {
+            return Err(damaged("unknown tag"));
+        }
+        let len = rest.get_u32_le() as usize;
+        let mut value = Vec::new();
+        for number in 0..chunk_count(len) {
+            let chunk = self.call("read", |db| db.get(chunk_key(key, number)))?;
+            value.extend_from_slice(&chunk.ok_or_else(|| damaged("a chunk is missing"))?);
+        }
+        if value.len() == len {
+            Ok(value.into())
+        } else {
+            Err(damaged("wrong chunks"))
+        }
+    }
+}
+
+fn chunk_count(len: usize) -> u32 {
+    u32::try_from(len.div_ceil(CHUNK_BYTES)).expect("invariant: values are far below 2^32 chunks")
+}
+
+fn data_key(key: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(1 + key.len());
+    out.push(DATA);
+    out.extend_from_slice(key);
+    out
+}
+
+/// Keys of equal length differ before the number, keys of different lengths give different lengths: no two collide.
+fn chunk_key(key: &[u8], number: u32) -> Vec<u8> {
+    let mut out = Vec::with_capacity(5 + key.len());
+    out.push(CHUNK);
+    out.extend_from_slice(key);
+    out.put_u32(number);
+    out
+}
+
+impl StateStore for SledStore {
+    fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+        let row = self.call("read", |db| db.get(data_key(key)))?;
+        row.map(|row| self.assemble(key, row)).transpose()
+    }
+
+    fn scan(&self, span: &KeySpan, order: Order, limit: PageLimit) -> Result<Page, StoreError> {
+        if span.is_empty() {
+            return Ok(Page::new());
+        }
+        let start = data_key(&span.start);
+        let end = span.end.as_ref().map_or_else(|| vec![DATA + 1], |end| data_key(end));
+        let mut rows = self.call("scan", |db| Ok(db.range(start..end)))?;
+        let rows = std::iter::from_fn(|| {
+            let row = self.call("scan", |_| {
+                match order {
+                    Order::Forward => rows.next(),
+                    Order::Backward => rows.next_back(),
+                }
+                .transpose()
+            });
+            row.transpose().map(|row| {
+                let (key, value) = row?;
+                let key = Bytes::copy_from_slice(&key[1..]);
+                let value = self.assemble(&key, value)?;
+                Ok((key, value))
+            })
+        });
+        fill_page(rows, limit)
+    }
+
+    fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut rows = sled::Batch::default();
+        for op in batch.0 {
+            match op {
+                BatchOp::Put(key, value) if value.len() <= CHUNK_BYTES => {
+                    let mut row = Vec::with_capacity(1 + value.len());
+                    row.push(INLINE);
+                    row.extend_from_slice(&value);
+                    rows.insert(data_key(&key), row);
+                }
+                BatchOp::Put(key, value) => {
+                    let mut row = vec![CHUNKED];
+                    row.put_u32_le(u32::try_from(value.len()).expect("invariant: values are far below 4 GiB"));
+                    rows.insert(data_key(&key), row);
+                    for (number, chunk) in (0..).zip(value.chunks(CHUNK_BYTES)) {
+                        rows.insert(chunk_key(&key, number), chunk);
+                    }
+                }
+                BatchOp::Delete(key) => {
+                    let row = self.call("read", |db| db.get(data_key(&key)))?;
+                    if let Some([CHUNKED, len @ ..]) = row.as_deref()
+                        && let Ok(len) = <[u8; 4]>::try_from(len)
+                    {
+                        for number in 0..chunk_count(u32::from_le_bytes(len) as usize) {
+                            rows.remove(chunk_key(&key, number));
+                        }
+                    }
+                    rows.remove(data_key(&key));
+                }
+            }
+        }
+        self.call("apply a batch", |db| db.apply_batch(rows))
+    }
+
+    fn checkpoint(&self) -> Result<(), StoreError> {
+        let mut synced = self.0.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.call("flush", |db| db.flush())?;
+        self.0.file.sync_data().map_err(io_error("sync", &self.0.path))?;
+        // Rule 5 says that there are none. If there are all the same, they are part of the state.
+        let blobs = self.list_blobs()?;
+        let dir = self.0.path.join("blobs");
+        let new: Vec<_> = blobs.difference(&synced).collect();
+        for name in &new {
+            let path = dir.join(name);
+            match File::open(&path).and_then(|file| file.sync_all()) {
+                // sled removed it since.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                other => other.map_err(io_error("sync", &path))?,
+            }
+        }
+        if !new.is_empty() {
+            sync_dir(&dir)?;
+        }
+        *synced = blobs;
+        Ok(())
+    }
+
+    fn size_on_disk(&self) -> Result<u64, StoreError> {
+        self.call("measure", sled::Db::size_on_disk)
+    }
+}

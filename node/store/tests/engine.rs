@@ -1,0 +1,255 @@
+//! What every engine promises, and what sled needs on top.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
+
+mod common;
+
+use althing_store::{
+    Batch, CHUNK_BYTES, KeySpan, MemStore, Mvcc, Opened, Order, PageLimit, QUARANTINES_MAX, SledOptions, SledStore,
+    StateStore, StoreError,
+};
+use bytes::Bytes;
+use common::*;
+use std::path::Path;
+
+const OPTIONS: SledOptions = SledOptions { cache_bytes: 8 << 20 };
+
+fn sled(dir: &Path) -> (SledStore, Opened) {
+    SledStore::open(dir, OPTIONS).unwrap()
+}
+
+fn keys_of<S: StateStore>(store: &S, span: &KeySpan, order: Order, limit: PageLimit) -> Vec<String> {
+    let page = store.scan(span, order, limit).unwrap();
+    page.iter()
+        .map(|(key, _)| String::from_utf8_lossy(key).into_owned())
+        .collect()
+}
+
+fn batch(puts: &[(&str, &[u8])], deletes: &[&str]) -> Batch {
+    let mut batch = Batch::default();
+    for (key, value) in puts {
+        batch.put(bytes(key), Bytes::copy_from_slice(value));
+    }
+    for key in deletes {
+        batch.delete(bytes(key));
+    }
+    batch
+}
+
+fn an_engine_keeps_its_contract<S: StateStore>(store: &S) {
+    store
+        .apply(batch(&[("a", b"1"), ("ab", b"2"), ("b", b"3"), ("c", b"")], &[]))
+        .unwrap();
+    assert_eq!(store.get(b"a").unwrap(), Some(bytes("1")));
+    assert_eq!(store.get(b"c").unwrap(), Some(Bytes::new()));
+    assert_eq!(store.get(b"nope").unwrap(), None);
+    store.apply(batch(&[("a", b"4"), ("d", b"5")], &["b", "nope"])).unwrap();
+    assert_eq!(store.get(b"a").unwrap(), Some(bytes("4")));
+    assert_eq!(store.get(b"b").unwrap(), None);
+
+    let everything = KeySpan {
+        start: Bytes::new(),
+        end: None,
+    };
+    assert_eq!(
+        keys_of(store, &everything, Order::Forward, PageLimit::WALK),
+        ["a", "ab", "c", "d"]
+    );
+    assert_eq!(
+        keys_of(store, &everything, Order::Backward, PageLimit::WALK),
+        ["d", "c", "ab", "a"]
+    );
+    assert_eq!(
+        keys_of(store, &KeySpan::prefix(b"a"), Order::Forward, PageLimit::WALK),
+        ["a", "ab"]
+    );
+    let middle = KeySpan {
+        start: bytes("ab"),
+        end: Some(bytes("d")),
+    };
+    assert_eq!(keys_of(store, &middle, Order::Backward, PageLimit::WALK), ["c", "ab"]);
+    let backwards = KeySpan {
+        start: bytes("d"),
+        end: Some(bytes("a")),
+    };
+    assert_eq!(keys_of(store, &backwards, Order::Forward, PageLimit::WALK), [""; 0]);
+    let two = PageLimit {
+        rows: 2,
+        ..PageLimit::WALK
+    };
+    assert_eq!(keys_of(store, &everything, Order::Forward, two), ["a", "ab"]);
+    let tiny = PageLimit {
+        bytes: 1,
+        ..PageLimit::WALK
+    };
+    assert_eq!(
+        keys_of(store, &everything, Order::Forward, tiny),
+        ["a"],
+        "the first row always fits"
+    );
+
+    // Values of every size around the chunk's, written over each other and deleted.
+    for len in [
+        CHUNK_BYTES - 1,
+        CHUNK_BYTES,
+        CHUNK_BYTES + 1,
+        3 * CHUNK_BYTES,
+        3 * CHUNK_BYTES + 7,
+        10,
+    ] {
+        let value: Vec<u8> = (0..len).map(|at| (at % 251) as u8).collect();
+        store.apply(batch(&[("large", &value)], &[])).unwrap();
+        assert_eq!(store.get(b"large").unwrap().unwrap(), value, "{len}");
+        let page = store
+            .scan(&KeySpan::prefix(b"large"), Order::Forward, PageLimit::WALK)
+            .unwrap();
+        assert_eq!(page, [(bytes("large"), Bytes::from(value))]);
+    }
+    let value = vec![7; 5 * CHUNK_BYTES];
+    store.apply(batch(&[("large", &value)], &[])).unwrap();
+    store.apply(batch(&[], &["large"])).unwrap();
+    assert_eq!(store.get(b"large").unwrap(), None);
+    assert_eq!(
+        keys_of(store, &everything, Order::Forward, PageLimit::WALK),
+        ["a", "ab", "c", "d"],
+        "no chunk shows"
+    );
+
+    store.clear(&KeySpan::prefix(b"a")).unwrap();
+    assert_eq!(keys_of(store, &everything, Order::Forward, PageLimit::WALK), ["c", "d"]);
+    store.checkpoint().unwrap();
+    assert!(store.size_on_disk().unwrap() > 0);
+}
+
+#[test]
+fn the_engine_in_memory_keeps_the_contract() {
+    an_engine_keeps_its_contract(&MemStore::default());
+}
+
+#[test]
+fn sled_keeps_the_contract() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Created);
+    an_engine_keeps_its_contract(&store);
+    drop(store);
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(store.get(b"d").unwrap(), Some(bytes("5")));
+}
+
+#[test]
+fn the_span_of_a_prefix_ends_where_the_prefix_does() {
+    assert_eq!(KeySpan::prefix(b"a").end, Some(bytes("b")));
+    assert_eq!(KeySpan::prefix(b"a\xff\xff").end, Some(bytes("b")));
+    assert_eq!(KeySpan::prefix(b"\xff").end, None);
+    assert_eq!(KeySpan::prefix(b"").end, None);
+}
+
+#[test]
+fn large_values_never_become_blob_files() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    let keys = Keys {
+        mvcc: Mvcc::open(store.clone(), G).unwrap(),
+    };
+    let large = "x".repeat(1 << 20);
+    for at in 0..24 {
+        keys.put(&format!("large{at}"), &large);
+        keys.put(&format!("middle{at}"), &large[..CHUNK_BYTES - 100]);
+        keys.put(&format!("small{at}"), &large[..20_000]);
+    }
+    keys.delete(between("large3", "large7"));
+    keys.compact(keys.revision()).unwrap();
+    keys.sweep();
+    keys.mvcc.checkpoint().unwrap();
+    assert_eq!(store.blob_files().unwrap(), 0);
+    assert_eq!(keys.get("large8").unwrap().value.len(), 1 << 20);
+}
+
+#[test]
+fn a_store_whose_creation_was_cut_short_is_made_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::create_dir(dir.path().join("sled")).unwrap();
+    std::fs::write(dir.path().join("sled/conf"), b"half").unwrap();
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Created);
+    store.apply(batch(&[("a", b"1")], &[])).unwrap();
+    drop(store);
+    assert_eq!(sled(dir.path()).1, Opened::Existing);
+}
+
+#[test]
+fn a_damaged_store_goes_into_quarantine_and_an_empty_one_takes_its_place() {
+    let dir = tempfile::tempdir().unwrap();
+    for round in 1..=QUARANTINES_MAX + 2 {
+        let (store, _) = sled(dir.path());
+        store.apply(batch(&[("a", b"1")], &[])).unwrap();
+        drop(store);
+        std::fs::write(dir.path().join("sled/conf"), b"this is not a sled configuration").unwrap();
+        let (store, opened) = sled(dir.path());
+        let Opened::Quarantined { path, reason } = opened else {
+            panic!("{opened:?}")
+        };
+        assert!(path.ends_with(format!("quarantine-{round}")), "{path:?}");
+        assert!(
+            reason.contains("cannot open") || reason.contains("panicked"),
+            "{reason}"
+        );
+        assert_eq!(store.get(b"a").unwrap(), None);
+    }
+    let kept = std::fs::read_dir(dir.path())
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap());
+    assert_eq!(
+        kept.filter(|name| name.starts_with("quarantine-")).count(),
+        QUARANTINES_MAX
+    );
+}
+
+#[test]
+fn a_store_of_another_version_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(sled(dir.path()));
+    std::fs::write(dir.path().join("FORMAT"), "althing-store 2\n").unwrap();
+    let error = SledStore::open(dir.path(), OPTIONS).err().unwrap();
+    assert!(
+        matches!(&error, StoreError::Version { found, .. } if found == "althing-store 2"),
+        "{error}"
+    );
+}
+
+#[test]
+fn two_processes_never_share_a_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    assert!(matches!(
+        SledStore::open(dir.path(), OPTIONS).err(),
+        Some(StoreError::Locked { .. })
+    ));
+    drop(store);
+    assert_eq!(sled(dir.path()).1, Opened::Existing);
+}
+
+#[test]
+fn a_damaged_row_is_found_at_open() {
+    let store = MemStore::default();
+    let keys = Keys {
+        mvcc: Mvcc::open(store.clone(), G).unwrap(),
+    };
+    keys.put("a", "1");
+    let everything = KeySpan {
+        start: Bytes::new(),
+        end: None,
+    };
+    for (key, value) in store.scan(&everything, Order::Forward, PageLimit::WALK).unwrap() {
+        let damaged = store.fork();
+        damaged
+            .apply(Batch(vec![althing_store::BatchOp::Put(
+                key,
+                value.slice(..value.len() - 25),
+            )]))
+            .unwrap();
+        let error = Mvcc::open(damaged, G).err().expect("cut rows must not open");
+        assert!(matches!(error, StoreError::Unreadable { .. }), "{error}");
+    }
+}
