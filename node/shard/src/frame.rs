@@ -1,0 +1,591 @@
+//! The bytes between peers.
+//!
+//! ```text
+//! frame    := len u32 | crc32c u32 | kind u8 | body[len]
+//! ```
+//!
+//! Little-endian; the CRC covers kind and body. A connection starts with a `Hello`, which carries the protocol version, and its
+//! `HelloReply`; after that come `Messages` in one direction, or a snapshot. One frame holds messages of all groups. Decoding takes
+//! nothing on trust: lengths are checked before anything is sliced or reserved.
+
+use althing_raft::entry::{ConfigState, SnapshotMeta};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use althing_raft::message::{Body, Message};
+use althing_wal::codec::{self, CodecError};
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+/// Version of handshake and frames that this build speaks. N-1 must stay understood.
+pub const PROTOCOL_VERSION: u16 = 1;
+/// Bytes before a frame's body.
+pub const HEADER_BYTES: usize = 9;
+/// Largest body. One message can hold one append (1 MiB) or one forward of a turn's commands; the rest is headroom.
+pub const BODY_BYTES_MAX: usize = 16 << 20;
+/// A frame is closed when it has so many bytes, so that a slow connection carries on with small steps.
+pub const BODY_BYTES_TARGET: usize = 1 << 20;
+/// Longest text (address, reason).
+pub const TEXT_BYTES_MAX: usize = 1024;
+
+/// What a connection is for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// A stream of messages.
+    Messages,
+    /// One snapshot.
+    Snapshot,
+}
+
+/// First word of a connection.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hello {
+    /// Protocol version of the sender.
+    pub version: u16,
+    /// Its cluster.
+    pub cluster: u64,
+    /// It.
+    pub from: MemberId,
+    /// Whom it wants to speak to.
+    pub to: MemberId,
+    /// Where it lives.
+    pub address: String,
+    /// What for.
+    pub purpose: Purpose,
+}
+
+/// Answer to a `Hello`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum HelloReply {
+    /// Go on.
+    Accepted,
+    /// The receiver belongs to another cluster.
+    OtherCluster {
+        /// Its cluster.
+        cluster: u64,
+    },
+    /// The receiver is another member: the volume was wiped, or the address is now somebody else's.
+    WrongMember {
+        /// It.
+        member: MemberId,
+    },
+    /// The receiver speaks other versions.
+    Version {
+        /// The newest that it speaks.
+        newest: u16,
+    },
+    /// The receiver leads and the sender is not a member any more.
+    Removed,
+}
+
+/// Announces a snapshot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct SnapshotHead {
+    /// The group.
+    pub group: GroupId,
+    /// The sender's term.
+    pub term: Term,
+    /// What it covers.
+    pub meta: SnapshotMeta,
+}
+
+/// One frame.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Frame {
+    /// Opens a connection.
+    Hello(Hello),
+    /// Answers it. Also sent later with `Removed`, when the leader sees that the sender left the cluster.
+    HelloReply(HelloReply),
+    /// Messages of all groups.
+    Messages(Vec<Message>),
+    /// Opens a snapshot.
+    SnapshotHead(SnapshotHead),
+    /// A piece of it.
+    SnapshotChunk(Bytes),
+    /// Its end.
+    SnapshotEnd,
+    /// The receiver has it (empty) or says why not.
+    SnapshotReply(String),
+}
+
+/// Why bytes are no frame.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum FrameError {
+    /// The length is beyond the limit.
+    #[error("a frame of {0} bytes is over the limit of {BODY_BYTES_MAX}; is the peer another program?")]
+    TooLong(usize),
+    /// The checksum does not hold.
+    #[error("a frame's checksum is wrong; the bytes were damaged on the way")]
+    Checksum,
+    /// The frame's kind is not known.
+    #[error("frame kind {0} is not known to this build")]
+    Kind(u8),
+    /// The body does not parse.
+    #[error(transparent)]
+    Body(#[from] CodecError),
+    /// A text is too long or not UTF-8.
+    #[error("{0} is longer than {TEXT_BYTES_MAX} bytes or not UTF-8")]
+    Text(&'static str),
+}
+
+const HELLO: u8 = 1;
+const HELLO_REPLY: u8 = 2;
+const MESSAGES: u8 = 3;
+const SNAPSHOT_HEAD: u8 = 4;
+const SNAPSHOT_CHUNK: u8 = 5;
+const SNAPSHOT_END: u8 = 6;
+const SNAPSHOT_REPLY: u8 = 7;
+
+/// A frame's header, checked against the limit.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Header {
+    /// Bytes of the body that follows.
+    pub len: usize,
+    crc: u32,
+    kind: u8,
+}
+
+impl Header {
+    /// Reads it.
+    ///
+    /// # Errors
+    /// If the body would be too long.
+    pub fn decode(bytes: [u8; HEADER_BYTES]) -> Result<Self, FrameError> {
+        let mut bytes = &bytes[..];
+        let len = bytes.get_u32_le() as usize;
+        let header = Self {
+            len,
+            crc: bytes.get_u32_le(),
+            kind: bytes.get_u8(),
+        };
+        if len > BODY_BYTES_MAX {
+            Err(FrameError::TooLong(len))
+        } else {
+            Ok(header)
+        }
+    }
+
+    /// Reads the body, which has `len` bytes.
+    ///
+    /// # Errors
+    /// If it is damaged or not understood.
+    pub fn decode_body(self, mut body: Bytes) -> Result<Frame, FrameError> {
+        if body.len() != self.len || checksum(self.kind, &body) != self.crc {
+            return Err(FrameError::Checksum);
+        }
+        let buf = &mut body;
+        let frame = match self.kind {
+            HELLO => Frame::Hello(decode_hello(buf)?),
+            HELLO_REPLY => Frame::HelloReply(decode_reply(buf)?),
+            MESSAGES => {
+                let mut messages = Vec::new();
+                while !buf.is_empty() {
+                    messages.push(decode_message(buf)?);
+                }
+                Frame::Messages(messages)
+            }
+            SNAPSHOT_HEAD => Frame::SnapshotHead(SnapshotHead {
+                group: GroupId(get_u64(buf, "group")?),
+                term: Term(get_u64(buf, "term")?),
+                meta: decode_meta(buf)?,
+            }),
+            SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
+            SNAPSHOT_END => Frame::SnapshotEnd,
+            SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
+            kind => return Err(FrameError::Kind(kind)),
+        };
+        codec::finish(&body, "frame")?;
+        Ok(frame)
+    }
+}
+
+fn checksum(kind: u8, body: &[u8]) -> u32 {
+    crc32c::crc32c_append(crc32c::crc32c(&[kind]), body)
+}
+
+fn seal(kind: u8, write: impl FnOnce(&mut BytesMut)) -> Bytes {
+    let mut out = BytesMut::zeroed(HEADER_BYTES);
+    write(&mut out);
+    let len = out.len() - HEADER_BYTES;
+    assert!(
+        len <= BODY_BYTES_MAX,
+        "invariant: frames are built under the limit, this one has {len} bytes"
+    );
+    let crc = checksum(kind, &out[HEADER_BYTES..]);
+    let mut header = &mut out[..HEADER_BYTES];
+    header.put_u32_le(u32::try_from(len).expect("invariant: under BODY_BYTES_MAX"));
+    header.put_u32_le(crc);
+    header.put_u8(kind);
+    out.freeze()
+}
+
+impl Frame {
+    /// As bytes.
+    ///
+    /// # Panics
+    /// If the body is over [`BODY_BYTES_MAX`]: use [`messages_to_frames`] for messages, and chunks under
+    /// [`BODY_BYTES_TARGET`].
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        match self {
+            Self::Hello(hello) => seal(HELLO, |out| {
+                out.put_u16_le(hello.version);
+                out.put_u64_le(hello.cluster);
+                out.put_u64_le(hello.from.0);
+                out.put_u64_le(hello.to.0);
+                out.put_u8(match hello.purpose {
+                    Purpose::Messages => 0,
+                    Purpose::Snapshot => 1,
+                });
+                put_text(&hello.address, out);
+            }),
+            Self::HelloReply(reply) => seal(HELLO_REPLY, |out| {
+                let (tag, value) = match reply {
+                    HelloReply::Accepted => (0, 0),
+                    HelloReply::OtherCluster { cluster } => (1, *cluster),
+                    HelloReply::WrongMember { member } => (2, member.0),
+                    HelloReply::Version { newest } => (3, u64::from(*newest)),
+                    HelloReply::Removed => (4, 0),
+                };
+                out.put_u8(tag);
+                out.put_u64_le(value);
+            }),
+            Self::Messages(messages) => seal(MESSAGES, |out| {
+                messages.iter().for_each(|message| encode_message(message, out))
+            }),
+            Self::SnapshotHead(head) => seal(SNAPSHOT_HEAD, |out| {
+                out.put_u64_le(head.group.0);
+                out.put_u64_le(head.term.0);
+                encode_meta(&head.meta, out);
+            }),
+            Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, |out| out.put_slice(bytes)),
+            Self::SnapshotEnd => seal(SNAPSHOT_END, |_| {}),
+            Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, |out| put_text(reason, out)),
+        }
+    }
+}
+
+/// Messages as few frames as the limits allow, in order. A message that is over the limit alone is left out and counted: Raft
+/// takes loss well, and entry limits keep it from happening.
+#[must_use]
+pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
+    let mut frames = Vec::new();
+    let mut too_long = 0;
+    let mut body = BytesMut::new();
+    let mut close = |body: &mut BytesMut| {
+        if !body.is_empty() {
+            frames.push(seal(MESSAGES, |out| out.unsplit(body.split())));
+        }
+    };
+    for message in messages {
+        let start = body.len();
+        encode_message(message, &mut body);
+        if body.len() - start > BODY_BYTES_MAX {
+            body.truncate(start);
+            too_long += 1;
+        } else if body.len() > BODY_BYTES_MAX {
+            let last = body.split_off(start);
+            close(&mut body);
+            body = last;
+        }
+        if body.len() >= BODY_BYTES_TARGET {
+            close(&mut body);
+        }
+    }
+    close(&mut body);
+    (frames, too_long)
+}
+
+const PRE_VOTE: u8 = 1;
+const PRE_VOTE_REPLY: u8 = 2;
+const VOTE: u8 = 3;
+const VOTE_REPLY: u8 = 4;
+const APPEND: u8 = 5;
+const APPEND_ACCEPTED: u8 = 6;
+const APPEND_REJECTED: u8 = 7;
+const HEARTBEAT: u8 = 8;
+const HEARTBEAT_REPLY: u8 = 9;
+const SNAPSHOT: u8 = 10;
+const TIMEOUT_NOW: u8 = 11;
+const READ_INDEX: u8 = 12;
+const READ_INDEX_REPLY: u8 = 13;
+const FORWARD: u8 = 14;
+
+fn encode_message(message: &Message, out: &mut BytesMut) {
+    out.put_u64_le(message.group.0);
+    out.put_u64_le(message.from.0);
+    out.put_u64_le(message.to.0);
+    out.put_u64_le(message.term.0);
+    match &message.body {
+        Body::PreVote { last } => {
+            out.put_u8(PRE_VOTE);
+            codec::encode_position(*last, out);
+        }
+        Body::PreVoteReply { granted } => {
+            out.put_u8(PRE_VOTE_REPLY);
+            out.put_u8(u8::from(*granted));
+        }
+        Body::Vote { last, transfer } => {
+            out.put_u8(VOTE);
+            codec::encode_position(*last, out);
+            out.put_u8(u8::from(*transfer));
+        }
+        Body::VoteReply { granted } => {
+            out.put_u8(VOTE_REPLY);
+            out.put_u8(u8::from(*granted));
+        }
+        Body::Append { prev, entries, commit } => {
+            out.reserve(entries.iter().map(codec::entry_len).sum::<usize>() + 32);
+            out.put_u8(APPEND);
+            codec::encode_position(*prev, out);
+            out.put_u64_le(commit.0);
+            put_count(entries.len(), out);
+            entries.iter().for_each(|entry| codec::encode_entry(entry, out));
+        }
+        Body::AppendAccepted { last } => {
+            out.put_u8(APPEND_ACCEPTED);
+            out.put_u64_le(last.0);
+        }
+        Body::AppendRejected { rejected, hint } => {
+            out.put_u8(APPEND_REJECTED);
+            out.put_u64_le(rejected.0);
+            codec::encode_position(*hint, out);
+        }
+        Body::Heartbeat { commit, round } => {
+            out.put_u8(HEARTBEAT);
+            out.put_u64_le(commit.0);
+            out.put_u64_le(*round);
+        }
+        Body::HeartbeatReply { round } => {
+            out.put_u8(HEARTBEAT_REPLY);
+            out.put_u64_le(*round);
+        }
+        Body::Snapshot { meta } => {
+            out.put_u8(SNAPSHOT);
+            encode_meta(meta, out);
+        }
+        Body::TimeoutNow => out.put_u8(TIMEOUT_NOW),
+        Body::ReadIndex { request } => {
+            out.put_u8(READ_INDEX);
+            out.put_u64_le(*request);
+        }
+        Body::ReadIndexReply { request, index } => {
+            out.put_u8(READ_INDEX_REPLY);
+            out.put_u64_le(*request);
+            out.put_u8(u8::from(index.is_some()));
+            out.put_u64_le(index.unwrap_or_default().0);
+        }
+        Body::Forward { commands } => {
+            out.put_u8(FORWARD);
+            put_count(commands.len(), out);
+            for command in commands {
+                put_count(command.len(), out);
+                out.put_slice(command);
+            }
+        }
+    }
+}
+
+fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
+    let group = GroupId(get_u64(buf, "message")?);
+    let from = MemberId(get_u64(buf, "message")?);
+    let to = MemberId(get_u64(buf, "message")?);
+    let term = Term(get_u64(buf, "message")?);
+    let body = match get_u8(buf, "message")? {
+        PRE_VOTE => Body::PreVote {
+            last: codec::decode_position(buf)?,
+        },
+        PRE_VOTE_REPLY => Body::PreVoteReply {
+            granted: get_bool(buf)?,
+        },
+        VOTE => Body::Vote {
+            last: codec::decode_position(buf)?,
+            transfer: get_bool(buf)?,
+        },
+        VOTE_REPLY => Body::VoteReply {
+            granted: get_bool(buf)?,
+        },
+        APPEND => {
+            let prev = codec::decode_position(buf)?;
+            let commit = Index(get_u64(buf, "append")?);
+            let entries = (0..get_count(buf, "append")?)
+                .map(|_| codec::decode_entry(buf))
+                .collect::<Result<_, _>>()?;
+            Body::Append { prev, entries, commit }
+        }
+        APPEND_ACCEPTED => Body::AppendAccepted {
+            last: Index(get_u64(buf, "append reply")?),
+        },
+        APPEND_REJECTED => Body::AppendRejected {
+            rejected: Index(get_u64(buf, "append reply")?),
+            hint: codec::decode_position(buf)?,
+        },
+        HEARTBEAT => Body::Heartbeat {
+            commit: Index(get_u64(buf, "heartbeat")?),
+            round: get_u64(buf, "heartbeat")?,
+        },
+        HEARTBEAT_REPLY => Body::HeartbeatReply {
+            round: get_u64(buf, "heartbeat reply")?,
+        },
+        SNAPSHOT => Body::Snapshot {
+            meta: decode_meta(buf)?,
+        },
+        TIMEOUT_NOW => Body::TimeoutNow,
+        READ_INDEX => Body::ReadIndex {
+            request: get_u64(buf, "read index")?,
+        },
+        READ_INDEX_REPLY => {
+            let request = get_u64(buf, "read index reply")?;
+            let known = get_bool(buf)?;
+            let index = Index(get_u64(buf, "read index reply")?);
+            Body::ReadIndexReply {
+                request,
+                index: known.then_some(index),
+            }
+        }
+        FORWARD => {
+            let commands = (0..get_count(buf, "forward")?)
+                .map(|_| {
+                    let len = get_count(buf, "command")?;
+                    need(buf, "command", len)?;
+                    Ok(buf.split_to(len))
+                })
+                .collect::<Result<_, FrameError>>()?;
+            Body::Forward { commands }
+        }
+        tag => return Err(CodecError::Tag { what: "message", tag }.into()),
+    };
+    Ok(Message {
+        group,
+        from,
+        to,
+        term,
+        body,
+    })
+}
+
+fn decode_hello(buf: &mut Bytes) -> Result<Hello, FrameError> {
+    need(buf, "hello", 2)?;
+    Ok(Hello {
+        version: buf.get_u16_le(),
+        cluster: get_u64(buf, "hello")?,
+        from: MemberId(get_u64(buf, "hello")?),
+        to: MemberId(get_u64(buf, "hello")?),
+        purpose: match get_u8(buf, "hello")? {
+            0 => Purpose::Messages,
+            1 => Purpose::Snapshot,
+            tag => return Err(CodecError::Tag { what: "purpose", tag }.into()),
+        },
+        address: get_text(buf, "address")?,
+    })
+}
+
+fn decode_reply(buf: &mut Bytes) -> Result<HelloReply, FrameError> {
+    let tag = get_u8(buf, "hello reply")?;
+    let value = get_u64(buf, "hello reply")?;
+    Ok(match tag {
+        0 => HelloReply::Accepted,
+        1 => HelloReply::OtherCluster { cluster: value },
+        2 => HelloReply::WrongMember {
+            member: MemberId(value),
+        },
+        3 => HelloReply::Version {
+            newest: u16::try_from(value).unwrap_or(u16::MAX),
+        },
+        4 => HelloReply::Removed,
+        tag => {
+            return Err(CodecError::Tag {
+                what: "hello reply",
+                tag,
+            }
+            .into());
+        }
+    })
+}
+
+fn encode_meta(meta: &SnapshotMeta, out: &mut BytesMut) {
+    codec::encode_position(meta.position, out);
+    out.put_u64_le(meta.config.index.0);
+    for members in [&meta.config.voters, &meta.config.learners] {
+        put_count(members.len(), out);
+        members.iter().for_each(|member| out.put_u64_le(member.0));
+    }
+}
+
+fn decode_meta(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
+    let position: LogPosition = codec::decode_position(buf)?;
+    let index = Index(get_u64(buf, "snapshot")?);
+    let mut members = || {
+        (0..get_count(buf, "snapshot")?)
+            .map(|_| Ok(MemberId(get_u64(buf, "snapshot")?)))
+            .collect::<Result<_, FrameError>>()
+    };
+    Ok(SnapshotMeta {
+        position,
+        config: ConfigState {
+            voters: members()?,
+            learners: members()?,
+            index,
+        },
+    })
+}
+
+fn need(buf: &Bytes, what: &'static str, needed: usize) -> Result<(), CodecError> {
+    if buf.len() < needed {
+        Err(CodecError::Short {
+            what,
+            needed,
+            left: buf.len(),
+        })
+    } else {
+        Ok(())
+    }
+}
+
+fn get_u64(buf: &mut Bytes, what: &'static str) -> Result<u64, CodecError> {
+    need(buf, what, 8)?;
+    Ok(buf.get_u64_le())
+}
+
+fn get_u8(buf: &mut Bytes, what: &'static str) -> Result<u8, CodecError> {
+    need(buf, what, 1)?;
+    Ok(buf.get_u8())
+}
+
+fn get_bool(buf: &mut Bytes) -> Result<bool, CodecError> {
+    match get_u8(buf, "flag")? {
+        0 => Ok(false),
+        1 => Ok(true),
+        tag => Err(CodecError::Tag { what: "flag", tag }),
+    }
+}
+
+/// A count or length. Nothing is reserved by it: the items are read one by one, and missing ones end the decoding.
+fn get_count(buf: &mut Bytes, what: &'static str) -> Result<usize, CodecError> {
+    need(buf, what, 4)?;
+    Ok(buf.get_u32_le() as usize)
+}
+
+fn put_count(count: usize, out: &mut BytesMut) {
+    out.put_u32_le(u32::try_from(count).expect("invariant: counts and lengths in a frame are far below 2^32"));
+}
+
+fn get_text(buf: &mut Bytes, what: &'static str) -> Result<String, FrameError> {
+    let len = get_count(buf, what)?;
+    need(buf, what, len)?;
+    if len > TEXT_BYTES_MAX {
+        return Err(FrameError::Text(what));
+    }
+    String::from_utf8(buf.split_to(len).into()).map_err(|_| FrameError::Text(what))
+}
+
+/// Writes a text, cut at the limit.
+fn put_text(text: &str, out: &mut BytesMut) {
+    let mut end = text.len().min(TEXT_BYTES_MAX);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    put_count(end, out);
+    out.put_slice(&text.as_bytes()[..end]);
+}
+
+#[cfg(test)]
+#[path = "frame_tests.rs"]
+mod tests;

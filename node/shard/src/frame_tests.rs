@@ -1,0 +1,198 @@
+use super::*;
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
+use proptest::collection::{btree_set, vec};
+use proptest::prelude::*;
+
+fn read(bytes: &Bytes) -> Result<Frame, FrameError> {
+    let header: [u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().unwrap();
+    Header::decode(header)?.decode_body(bytes.slice(HEADER_BYTES..))
+}
+
+fn bytes() -> impl Strategy<Value = Bytes> {
+    vec(any::<u8>(), 0..40).prop_map(Bytes::from)
+}
+
+fn position() -> impl Strategy<Value = LogPosition> {
+    (any::<u64>(), any::<u64>()).prop_map(|(term, index)| LogPosition {
+        term: Term(term),
+        index: Index(index),
+    })
+}
+
+fn meta() -> impl Strategy<Value = SnapshotMeta> {
+    let members = || btree_set(any::<u64>().prop_map(MemberId), 0..5);
+    (position(), members(), members(), any::<u64>()).prop_map(|(position, voters, learners, index)| SnapshotMeta {
+        position,
+        config: ConfigState {
+            voters,
+            learners,
+            index: Index(index),
+        },
+    })
+}
+
+fn entry() -> impl Strategy<Value = Entry> {
+    let payload = prop_oneof![
+        Just(Payload::Noop),
+        bytes().prop_map(Payload::Command),
+        (any::<u64>(), any::<u64>(), bytes()).prop_map(|(request, member, context)| Payload::Config(ConfigChange {
+            request,
+            step: ConfigStep::Promote(MemberId(member)),
+            context,
+        })),
+    ];
+    (any::<u64>(), any::<u64>(), payload).prop_map(|(term, index, payload)| Entry {
+        term: Term(term),
+        index: Index(index),
+        payload,
+    })
+}
+
+fn body() -> impl Strategy<Value = Body> {
+    prop_oneof![
+        position().prop_map(|last| Body::PreVote { last }),
+        any::<bool>().prop_map(|granted| Body::PreVoteReply { granted }),
+        (position(), any::<bool>()).prop_map(|(last, transfer)| Body::Vote { last, transfer }),
+        any::<bool>().prop_map(|granted| Body::VoteReply { granted }),
+        (position(), vec(entry(), 0..6), any::<u64>()).prop_map(|(prev, entries, commit)| Body::Append {
+            prev,
+            entries,
+            commit: Index(commit)
+        }),
+        any::<u64>().prop_map(|last| Body::AppendAccepted { last: Index(last) }),
+        (any::<u64>(), position()).prop_map(|(rejected, hint)| Body::AppendRejected {
+            rejected: Index(rejected),
+            hint
+        }),
+        (any::<u64>(), any::<u64>()).prop_map(|(commit, round)| Body::Heartbeat {
+            commit: Index(commit),
+            round
+        }),
+        any::<u64>().prop_map(|round| Body::HeartbeatReply { round }),
+        meta().prop_map(|meta| Body::Snapshot { meta }),
+        Just(Body::TimeoutNow),
+        any::<u64>().prop_map(|request| Body::ReadIndex { request }),
+        (any::<u64>(), any::<Option<u64>>()).prop_map(|(request, index)| Body::ReadIndexReply {
+            request,
+            index: index.map(Index)
+        }),
+        vec(bytes(), 0..6).prop_map(|commands| Body::Forward { commands }),
+    ]
+}
+
+fn message() -> impl Strategy<Value = Message> {
+    (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>(), body()).prop_map(|(group, from, to, term, body)| Message {
+        group: GroupId(group),
+        from: MemberId(from),
+        to: MemberId(to),
+        term: Term(term),
+        body,
+    })
+}
+
+fn frame() -> impl Strategy<Value = Frame> {
+    let hello = (
+        any::<u16>(),
+        any::<u64>(),
+        any::<u64>(),
+        any::<u64>(),
+        "[a-z.:0-9é]{0,40}",
+        any::<bool>(),
+    )
+        .prop_map(|(version, cluster, from, to, address, messages)| Hello {
+            version,
+            cluster,
+            from: MemberId(from),
+            to: MemberId(to),
+            address,
+            purpose: if messages { Purpose::Messages } else { Purpose::Snapshot },
+        });
+    let reply = prop_oneof![
+        Just(HelloReply::Accepted),
+        any::<u64>().prop_map(|cluster| HelloReply::OtherCluster { cluster }),
+        any::<u64>().prop_map(|member| HelloReply::WrongMember {
+            member: MemberId(member)
+        }),
+        any::<u16>().prop_map(|newest| HelloReply::Version { newest }),
+        Just(HelloReply::Removed),
+    ];
+    prop_oneof![
+        hello.prop_map(Frame::Hello),
+        reply.prop_map(Frame::HelloReply),
+        vec(message(), 0..5).prop_map(Frame::Messages),
+        (any::<u64>(), any::<u64>(), meta()).prop_map(|(group, term, meta)| Frame::SnapshotHead(SnapshotHead {
+            group: GroupId(group),
+            term: Term(term),
+            meta
+        })),
+        bytes().prop_map(Frame::SnapshotChunk),
+        Just(Frame::SnapshotEnd),
+        "[a-z é]{0,60}".prop_map(Frame::SnapshotReply),
+    ]
+}
+
+proptest! {
+    #[test]
+    fn every_frame_comes_back(frame in frame()) {
+        prop_assert_eq!(read(&frame.encode()), Ok(frame));
+    }
+
+    #[test]
+    fn arbitrary_bodies_with_a_right_checksum_never_panic(kind in 0..12u8, body in vec(any::<u8>(), 0..300)) {
+        let header = Header { len: body.len(), crc: checksum(kind, &body), kind };
+        let _ = header.decode_body(body.into());
+    }
+
+    #[test]
+    fn damaged_frames_never_panic_and_are_refused(frame in frame(), at: prop::sample::Index, flip in 1..=255u8) {
+        let mut bytes = frame.encode().to_vec();
+        let at = at.index(bytes.len());
+        bytes[at] ^= flip;
+        prop_assert!(read(&bytes.into()).is_err());
+    }
+
+    #[test]
+    fn cut_messages_never_panic(message in message(), keep: prop::sample::Index) {
+        let mut out = BytesMut::new();
+        encode_message(&message, &mut out);
+        let mut cut = out.freeze();
+        cut.truncate(keep.index(cut.len()));
+        prop_assert!(decode_message(&mut cut).is_err());
+    }
+}
+
+fn forward(bytes: usize) -> Message {
+    Message {
+        group: GroupId(1),
+        from: MemberId(1),
+        to: MemberId(2),
+        term: Term(3),
+        body: Body::Forward {
+            commands: vec![Bytes::from(vec![7; bytes])],
+        },
+    }
+}
+
+#[test]
+fn messages_of_a_turn_share_frames_and_big_ones_do_not_pile_up() {
+    let small: Vec<_> = (0..100).map(|_| forward(10)).collect();
+    let (frames, too_long) = messages_to_frames(&small);
+    assert_eq!((frames.len(), too_long), (1, 0));
+    assert_eq!(read(&frames[0]), Ok(Frame::Messages(small)));
+
+    let big: Vec<_> = (0..5).map(|_| forward(BODY_BYTES_MAX / 2)).collect();
+    let (frames, too_long) = messages_to_frames(&big);
+    assert_eq!((frames.len(), too_long), (5, 0));
+
+    let huge = [forward(1), forward(BODY_BYTES_MAX + 1), forward(2)];
+    let (frames, too_long) = messages_to_frames(&huge);
+    assert_eq!(too_long, 1);
+    assert_eq!(read(&frames[0]), Ok(Frame::Messages(vec![forward(1), forward(2)])));
+}
+
+#[test]
+fn a_length_over_the_limit_is_refused_before_anything_is_reserved() {
+    let mut header = [0; HEADER_BYTES];
+    header[..4].copy_from_slice(&u32::MAX.to_le_bytes());
+    assert_eq!(Header::decode(header), Err(FrameError::TooLong(u32::MAX as usize)));
+}

@@ -1,0 +1,152 @@
+//! One group inside a host.
+
+use crate::effect::Done;
+use crate::policy::{LogFacts, compact_to};
+use althing_raft::Raft;
+use althing_raft::entry::{ConfigState, SnapshotMeta};
+use althing_raft::ids::{Index, LogPosition, Now};
+use althing_raft::io::{RequestId, Soft};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+
+/// One group: its core, and who waits for what.
+pub(super) struct Group {
+    pub(super) raft: Raft,
+    pub(super) soft: Soft,
+    /// What the state machine has.
+    pub(super) applied: LogPosition,
+    /// The configuration as of the last entry handed to the state machine.
+    pub(super) config: ConfigState,
+    /// Proposals that wait for a leader or for the end of the turn, with their envelopes.
+    pub(super) held: Vec<(RequestId, Bytes)>,
+    pub(super) held_bytes: usize,
+    /// Before this moment nothing that the core refused is tried again.
+    pub(super) hold_until: Now,
+    /// The same for reads.
+    pub(super) read_hold_until: Now,
+    /// Reads that wait for a round.
+    pub(super) reads: Vec<RequestId>,
+    /// Reads that share one read index, by the name the core knows them under. The core asks again by itself.
+    pub(super) rounds: BTreeMap<RequestId, Vec<RequestId>>,
+    pub(super) transfers: Vec<RequestId>,
+    /// Answers that wait for the state machine.
+    after_apply: BTreeMap<Index, Vec<(RequestId, Done)>>,
+    /// Batches on their way through the state machine: last position, whose requests it answers, bytes.
+    applying: VecDeque<(LogPosition, Vec<RequestId>, usize)>,
+    pub(super) backlog_bytes: usize,
+    /// The core's next deadline.
+    pub(super) deadline: Option<Now>,
+    /// What stands in the host's schedule.
+    pub(super) scheduled: Option<Now>,
+}
+
+impl Group {
+    pub(super) fn new(raft: Raft, applied: SnapshotMeta) -> Self {
+        Self {
+            soft: raft.view().soft,
+            raft,
+            applied: applied.position,
+            config: applied.config,
+            held: Vec::new(),
+            held_bytes: 0,
+            hold_until: Now::default(),
+            read_hold_until: Now::default(),
+            reads: Vec::new(),
+            rounds: BTreeMap::new(),
+            transfers: Vec::new(),
+            after_apply: BTreeMap::new(),
+            applying: VecDeque::new(),
+            backlog_bytes: 0,
+            deadline: None,
+            scheduled: None,
+        }
+    }
+
+    pub(super) fn hold(&mut self, request: RequestId, envelope: Bytes) {
+        self.held_bytes += envelope.len();
+        self.held.push((request, envelope));
+    }
+
+    /// Nobody waits for it any more.
+    pub(super) fn forget(&mut self, request: RequestId) {
+        self.held.retain(|(held, _)| *held != request);
+        self.held_bytes = self.held.iter().map(|(_, envelope)| envelope.len()).sum();
+        self.reads.retain(|read| *read != request);
+        self.transfers.retain(|transfer| *transfer != request);
+        for round in self.rounds.values_mut() {
+            round.retain(|read| *read != request);
+        }
+    }
+
+    /// A batch goes to the state machine.
+    pub(super) fn handed(&mut self, last: LogPosition, answers: Vec<RequestId>, bytes: usize) {
+        self.applying.push_back((last, answers, bytes));
+        self.backlog_bytes += bytes;
+    }
+
+    /// Answers with `done` once the state machine has applied `index`; at once if it has.
+    pub(super) fn after(&mut self, index: Index, request: RequestId, done: Done) -> Option<Done> {
+        if index <= self.applied.index {
+            return Some(done);
+        }
+        self.after_apply.entry(index).or_default().push((request, done));
+        None
+    }
+
+    /// Who was answered by the state machine, and who is to be answered now.
+    pub(super) fn applied(&mut self, position: LogPosition) -> (Vec<RequestId>, Vec<(RequestId, Done)>) {
+        assert!(
+            position.index >= self.applied.index,
+            "invariant: the state machine never goes back"
+        );
+        self.applied = position;
+        let mut answered = Vec::new();
+        while self
+            .applying
+            .front()
+            .is_some_and(|(last, ..)| last.index <= position.index)
+        {
+            let (_, requests, bytes) = self.applying.pop_front().expect("invariant: just looked at");
+            self.backlog_bytes -= bytes;
+            answered.extend(requests);
+        }
+        let later = self.after_apply.split_off(&position.index.next());
+        let ready = std::mem::replace(&mut self.after_apply, later)
+            .into_values()
+            .flatten()
+            .collect();
+        (answered, ready)
+    }
+
+    /// A snapshot became the state: what the log was before is nobody's business.
+    pub(super) fn installed(&mut self, meta: &SnapshotMeta) {
+        self.config = meta.config.clone();
+    }
+
+    /// The last index that should leave the log now that `durable` is durable in the state machine, if any.
+    pub(super) fn cut(&self, durable: LogPosition) -> Option<Index> {
+        let view = self.raft.view();
+        let slowest_active = view
+            .progress
+            .iter()
+            .filter(|peer| peer.recent_active)
+            .map(|peer| peer.matched)
+            .min();
+        compact_to(LogFacts {
+            first: view.first,
+            bytes: view.log_bytes,
+            durable: durable.index,
+            slowest_active,
+        })
+    }
+
+    /// When something must happen here without an event.
+    pub(super) fn wake_at(&self) -> Option<Now> {
+        let led = self.soft.leader.is_some();
+        let hold = (led && !self.held.is_empty()).then_some(self.hold_until);
+        // A full set of rounds ends by an answer, not by time.
+        let read = (led && !self.reads.is_empty() && self.rounds.len() < super::READ_ROUNDS_MAX)
+            .then_some(self.read_hold_until);
+        self.deadline.into_iter().chain(hold).chain(read).min()
+    }
+}

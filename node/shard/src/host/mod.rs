@@ -1,0 +1,506 @@
+//! The host: one turn in, one list of effects out.
+
+mod group;
+mod turn;
+
+use crate::HostError;
+use crate::book::AddressBook;
+use crate::effect::{Done, Effect, Event, Refusal, WriteToken};
+use crate::envelope::{BootNonce, Envelope};
+use crate::pending::{Requests, Stage};
+use althing_raft::Raft;
+use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
+use althing_raft::io::{Config, Input, PersistSeq, RequestId, Role, Start, View};
+use althing_raft::message::{Body, Message};
+use bytes::Bytes;
+use group::Group;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use turn::Turn;
+
+/// Requests under way at one node; beyond it clients are told to come back. Twice the clients of the largest load test.
+pub const REQUESTS_MAX: usize = 16_384;
+/// Bytes of commands that wait for a leader. An election takes about a second; this is a second of heavy load.
+pub const HELD_BYTES_MAX: usize = 64 << 20;
+/// Bytes of committed commands that the state machine has not applied yet; beyond it new ones are refused.
+pub const APPLY_BACKLOG_BYTES_MAX: usize = 64 << 20;
+/// Bytes of commands in one proposal: a forward of it fits into one frame.
+pub const PROPOSE_BYTES_MAX: usize = 1 << 20;
+/// Read rounds under way per group. Reads that come meanwhile gather and share the next one.
+pub const READ_ROUNDS_MAX: usize = 4;
+
+/// What a host is born with.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// This member.
+    pub me: MemberId,
+    /// Of this boot.
+    pub nonce: BootNonce,
+    /// How long to wait before trying again what a leader did not take.
+    pub heartbeat_interval: Duration,
+}
+
+/// What a group starts from.
+#[derive(Clone, Debug)]
+pub struct GroupStart {
+    /// For the core.
+    pub config: Config,
+    /// Durable log and applied state.
+    pub start: Start,
+}
+
+/// A group as status pages see it.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct GroupView {
+    /// The core's part.
+    pub raft: View,
+    /// What the state machine has applied.
+    pub applied: LogPosition,
+    /// Requests under way at this member.
+    pub pending: usize,
+}
+
+/// All groups of one node.
+pub struct Host {
+    config: HostConfig,
+    groups: BTreeMap<GroupId, Group>,
+    requests: Requests,
+    book: AddressBook,
+    /// When each group wants to be woken.
+    due: BTreeSet<(Now, GroupId)>,
+    /// What each write under way makes durable.
+    writes: BTreeMap<WriteToken, Vec<(GroupId, PersistSeq)>>,
+    token: WriteToken,
+    turn: Turn,
+}
+
+impl Host {
+    /// A host without groups.
+    #[must_use]
+    pub fn new(config: HostConfig) -> Self {
+        Self {
+            book: AddressBook::new(config.me),
+            turn: Turn::default(),
+            config,
+            groups: BTreeMap::new(),
+            requests: Requests::default(),
+            due: BTreeSet::new(),
+            writes: BTreeMap::new(),
+            token: WriteToken::default(),
+        }
+    }
+
+    /// Starts a group; the next `poll` brings its first effects.
+    ///
+    /// # Panics
+    /// If there is one of this id, or the start contradicts itself.
+    pub fn add_group(&mut self, now: Now, start: GroupStart) {
+        let id = start.config.group;
+        let applied = start.start.applied.clone();
+        let (raft, output) = Raft::new(start.config, start.start, now);
+        let before = self.groups.insert(id, Group::new(raft, applied));
+        assert!(before.is_none(), "invariant: group {id} is started once");
+        self.absorb(now, id, output);
+    }
+
+    /// One turn: everything that happened, then everything to do.
+    ///
+    /// # Errors
+    /// Fatal ones only: the shell must end the process.
+    pub fn poll(&mut self, now: Now, events: impl IntoIterator<Item = Event>) -> Result<Vec<Effect>, HostError> {
+        for event in events {
+            self.take(now, event);
+        }
+        while let Some((due, id)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+            self.due.remove(&(due, id));
+            self.turn.touched.insert(id);
+            self.step(now, id, Input::Tick);
+        }
+        while let Some(id) = self.turn.touched.pop_first() {
+            self.flush(now, id);
+            self.schedule(id);
+        }
+        while let Some((request, pending)) = self.requests.pop_expired(now) {
+            let led = self
+                .groups
+                .get(&pending.group)
+                .is_some_and(|group| group.soft.leader.is_some());
+            let refusal = match pending.stage {
+                Stage::Held => Refusal::NoLeader,
+                Stage::Read if !led => Refusal::NoLeader,
+                Stage::Sent(_) | Stage::Read | Stage::Transfer => Refusal::Timeout,
+                Stage::Committed => unreachable!("invariant: what is committed has no deadline"),
+            };
+            if let Some(group) = self.groups.get_mut(&pending.group) {
+                group.forget(request);
+            }
+            self.turn.complete(request, Err(refusal));
+        }
+        self.finish()
+    }
+
+    /// When `poll` must be called at the latest, even without events.
+    #[must_use]
+    pub fn next_deadline(&self) -> Option<Now> {
+        let due = self.due.first().map(|(due, _)| *due);
+        due.into_iter().chain(self.requests.next_deadline()).min()
+    }
+
+    /// A look at a group.
+    #[must_use]
+    pub fn view(&self, id: GroupId) -> Option<GroupView> {
+        let group = self.groups.get(&id)?;
+        Some(GroupView {
+            raft: group.raft.view(),
+            applied: group.applied,
+            pending: self.requests.len(),
+        })
+    }
+
+    /// The groups.
+    pub fn groups(&self) -> impl Iterator<Item = GroupId> {
+        self.groups.keys().copied()
+    }
+
+    fn take(&mut self, now: Now, event: Event) {
+        match event {
+            Event::Propose {
+                request,
+                group,
+                command,
+                deadline,
+            } => self.propose(request, group, command, deadline),
+            Event::Read {
+                request,
+                group,
+                deadline,
+            } => {
+                if let Some(found) = self.admit(request, group, Stage::Read, deadline) {
+                    found.reads.push(request);
+                }
+            }
+            Event::Configure {
+                request,
+                group,
+                step,
+                context,
+                expected,
+                deadline,
+            } => {
+                self.configure(now, request, group, step, context, expected, deadline);
+            }
+            Event::Transfer {
+                request,
+                group,
+                to,
+                deadline,
+            } => self.transfer(now, request, group, to, deadline),
+            Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
+            Event::PeerSeen { member, address } => {
+                self.turn.peers |= self.book.seen(member, address);
+            }
+            Event::Unreachable(member) => {
+                for id in self.groups.keys().copied().collect::<Vec<_>>() {
+                    self.step(now, id, Input::Unreachable(member));
+                }
+            }
+            Event::Written(token) => {
+                // A token covers all earlier ones.
+                let later = self.writes.split_off(&WriteToken(token.0 + 1));
+                for (id, seq) in std::mem::replace(&mut self.writes, later).into_values().flatten() {
+                    self.step(now, id, Input::Persisted(seq));
+                }
+            }
+            Event::Applied { group, position } => self.applied(now, group, position),
+            Event::Members { group, table } => {
+                self.book.applied(group, table);
+                self.turn.peers = true;
+            }
+            Event::Checkpointed { group, position } => self.checkpointed(now, group, position),
+            Event::SnapshotSent { group, to, covered } => self.step(now, group, Input::SnapshotSent { to, covered }),
+            Event::SnapshotReceived {
+                group,
+                from,
+                term,
+                meta,
+            } => {
+                let message = Message {
+                    group,
+                    from,
+                    to: self.config.me,
+                    term,
+                    body: Body::Snapshot { meta: meta.clone() },
+                };
+                let before = self.turn.effects.len();
+                self.step(now, group, Input::Message(message));
+                let taken = self.turn.effects[before..]
+                    .iter()
+                    .any(|effect| matches!(effect, Effect::Install { .. }));
+                if !taken {
+                    self.turn.effects.push(Effect::Discard { group, meta });
+                }
+            }
+            Event::Installed { group, meta } => {
+                if let Some(found) = self.groups.get_mut(&group) {
+                    found.installed(&meta);
+                    self.step(now, group, Input::Installed(meta.clone()));
+                    self.applied(now, group, meta.position);
+                }
+            }
+        }
+    }
+
+    /// Lets a request in, or answers it at once.
+    fn admit(&mut self, request: RequestId, id: GroupId, stage: Stage, deadline: Now) -> Option<&mut Group> {
+        let me = self.config.me;
+        let refusal = match self.groups.get(&id) {
+            None => Some(Refusal::NoGroup),
+            Some(group) if group.soft.config.learners.contains(&me) => Some(Refusal::Learner),
+            Some(group) if !group.soft.config.contains(me) => Some(Refusal::NotMember),
+            Some(_) if self.requests.len() >= REQUESTS_MAX => Some(Refusal::TooManyRequests),
+            Some(_) => None,
+        };
+        if let Some(refusal) = refusal {
+            self.turn.complete(request, Err(refusal));
+            return None;
+        }
+        self.requests.insert(request, id, stage, deadline);
+        self.turn.touched.insert(id);
+        self.groups.get_mut(&id)
+    }
+
+    fn propose(&mut self, request: RequestId, id: GroupId, command: Bytes, deadline: Now) {
+        let full = self.groups.get(&id).is_some_and(|group| {
+            group.held_bytes + command.len() > HELD_BYTES_MAX || group.backlog_bytes > APPLY_BACKLOG_BYTES_MAX
+        });
+        if full {
+            return self.turn.complete(request, Err(Refusal::TooManyRequests));
+        }
+        let (proposer, nonce) = (self.config.me, self.config.nonce);
+        if let Some(group) = self.admit(request, id, Stage::Held, deadline) {
+            group.hold(
+                request,
+                Envelope {
+                    proposer,
+                    nonce,
+                    sequence: request.0,
+                    command,
+                }
+                .encode(),
+            );
+        }
+    }
+
+    /// The request's name inside a configuration entry; the nonce keeps another boot's or member's apart.
+    fn config_request(&self, request: RequestId) -> u64 {
+        self.config.nonce.0.wrapping_add(request.0)
+    }
+
+    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
+    fn configure(
+        &mut self,
+        now: Now,
+        request: RequestId,
+        id: GroupId,
+        step: althing_raft::entry::ConfigStep,
+        context: Bytes,
+        expected: Option<althing_raft::ids::Index>,
+        deadline: Now,
+    ) {
+        let Some(group) = self.groups.get(&id) else {
+            return self.turn.complete(request, Err(Refusal::NoGroup));
+        };
+        let current = group.soft.config.index;
+        if group.soft.role != Role::Leader {
+            let leader = group.soft.leader;
+            return self.turn.complete(request, Err(Refusal::NotLeader { leader }));
+        }
+        if expected.is_some_and(|expected| expected != current) {
+            return self.turn.complete(request, Err(Refusal::Conflict { current }));
+        }
+        let change = althing_raft::entry::ConfigChange {
+            request: self.config_request(request),
+            step,
+            context,
+        };
+        let me = self.config.me;
+        if self.admit(request, id, Stage::Sent(me), deadline).is_some() {
+            self.step(now, id, Input::ProposeConfig(request, change));
+        }
+    }
+
+    fn transfer(&mut self, now: Now, request: RequestId, id: GroupId, to: Option<MemberId>, deadline: Now) {
+        let me = self.config.me;
+        let Some(group) = self.groups.get(&id) else {
+            return self.turn.complete(request, Err(Refusal::NoGroup));
+        };
+        let voters = &group.soft.config.voters;
+        let possible = match to {
+            Some(to) => voters.contains(&to),
+            None => voters.len() > 1,
+        };
+        let answer = if group.soft.role != Role::Leader {
+            Some(Err(Refusal::NotLeader {
+                leader: group.soft.leader,
+            }))
+        } else if !possible {
+            Some(Err(Refusal::BadTransferee))
+        } else if to == Some(me) {
+            Some(Ok(Done::Transferred { leader: me }))
+        } else {
+            None
+        };
+        if let Some(answer) = answer {
+            return self.turn.complete(request, answer);
+        }
+        if let Some(group) = self.admit(request, id, Stage::Transfer, deadline) {
+            group.transfers.push(request);
+            self.step(now, id, Input::TransferLeader(to));
+        }
+    }
+
+    fn receive(&mut self, now: Now, message: Message) {
+        let readable = match &message.body {
+            // What cannot be read must not get into the log, where every member would have to read it.
+            Body::Forward { commands } => commands.iter().all(|command| Envelope::decode(command.clone()).is_ok()),
+            // Only whole snapshots count, and those come as `SnapshotReceived`.
+            Body::Snapshot { .. } => false,
+            Body::PreVote { .. }
+            | Body::PreVoteReply { .. }
+            | Body::Vote { .. }
+            | Body::VoteReply { .. }
+            | Body::Append { .. }
+            | Body::AppendAccepted { .. }
+            | Body::AppendRejected { .. }
+            | Body::Heartbeat { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. } => true,
+        };
+        if readable && message.to == self.config.me && message.from != self.config.me {
+            self.step(now, message.group, Input::Message(message));
+        }
+    }
+
+    fn applied(&mut self, now: Now, id: GroupId, position: LogPosition) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let (answered, ready) = group.applied(position);
+        for request in answered {
+            self.requests.remove(request);
+        }
+        for (request, done) in ready {
+            if self.requests.remove(request).is_some() {
+                self.turn.complete(request, Ok(done));
+            }
+        }
+        self.step(now, id, Input::Applied(position.index));
+    }
+
+    fn checkpointed(&mut self, now: Now, id: GroupId, position: LogPosition) {
+        let Some(target) = self.groups.get(&id).and_then(|group| group.cut(position)) else {
+            return;
+        };
+        self.step(now, id, Input::Compact(target));
+        if let Some(group) = self.groups.get(&id) {
+            self.turn.effects.push(Effect::Compact {
+                group: id,
+                up_to: group.raft.log_start(),
+            });
+        }
+    }
+
+    /// Hands the turn's proposals and reads to the core.
+    fn flush(&mut self, now: Now, id: GroupId) {
+        self.flush_proposals(now, id);
+        self.flush_reads(now, id);
+        // What was refused is held again, until the time that `schedule` reads from the group.
+        self.turn.touched.remove(&id);
+    }
+
+    fn flush_proposals(&mut self, now: Now, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let Some(leader) = group.soft.leader else { return };
+        if group.hold_until > now {
+            return;
+        }
+        group.held_bytes = 0;
+        let mut held = std::mem::take(&mut group.held).into_iter().peekable();
+        while held.peek().is_some() {
+            let mut batch = Vec::new();
+            let mut bytes = 0;
+            while let Some((request, command)) =
+                held.next_if(|(_, command)| batch.is_empty() || bytes + command.len() <= PROPOSE_BYTES_MAX)
+            {
+                if self.requests.stage(request, Stage::Sent(leader)) {
+                    bytes += command.len();
+                    batch.push((request, command));
+                }
+            }
+            // The copies share the commands' memory.
+            self.turn.proposing = true;
+            self.step(now, id, Input::Propose(batch.clone()));
+            self.turn.proposing = false;
+            let refused = std::mem::take(&mut self.turn.refused);
+            let Some(group) = self.groups.get_mut(&id).filter(|_| !refused.is_empty()) else {
+                continue;
+            };
+            for (request, command) in batch {
+                if refused.contains(&request) && self.requests.stage(request, Stage::Held) {
+                    group.hold(request, command);
+                }
+            }
+        }
+    }
+
+    fn flush_reads(&mut self, now: Now, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        if group.soft.leader.is_none() || group.read_hold_until > now || group.rounds.len() >= READ_ROUNDS_MAX {
+            return;
+        }
+        group.reads.retain(|request| self.requests.contains(*request));
+        if !group.reads.is_empty() {
+            let token = self.turn.next_read_token();
+            group.rounds.insert(token, std::mem::take(&mut group.reads));
+            self.step(now, id, Input::ReadIndex(token));
+        }
+    }
+
+    fn schedule(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        let at = group.wake_at();
+        if group.scheduled != at {
+            if let Some(before) = group.scheduled {
+                self.due.remove(&(before, id));
+            }
+            if let Some(at) = at {
+                self.due.insert((at, id));
+            }
+            group.scheduled = at;
+        }
+    }
+
+    /// Turns what gathered into effects.
+    fn finish(&mut self) -> Result<Vec<Effect>, HostError> {
+        if let Some(error) = self.turn.fatal.take() {
+            return Err(error);
+        }
+        let mut effects = std::mem::take(&mut self.turn.effects);
+        for (to, messages) in std::mem::take(&mut self.turn.sends) {
+            effects.push(Effect::Send { to, messages });
+        }
+        let writes = std::mem::take(&mut self.turn.writes);
+        if !writes.is_empty() {
+            self.token.0 += 1;
+            self.writes.insert(self.token, std::mem::take(&mut self.turn.persists));
+            effects.push(Effect::Write {
+                token: self.token,
+                writes,
+            });
+        }
+        if std::mem::take(&mut self.turn.peers) {
+            effects.push(Effect::Peers(self.book.peers()));
+        }
+        Ok(effects)
+    }
+}

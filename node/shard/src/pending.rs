@@ -1,0 +1,97 @@
+//! Requests that somebody waits for, and when the waiting ends.
+
+use althing_raft::ids::{GroupId, MemberId, Now};
+use althing_raft::io::RequestId;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// How far a request has come.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Stage {
+    /// A proposal that has not left the host: certainly without effect.
+    Held,
+    /// A proposal or change that this leader has; somebody else's rise ends it.
+    Sent(MemberId),
+    /// Committed; the state machine will answer.
+    Committed,
+    /// A read.
+    Read,
+    /// A transfer.
+    Transfer,
+}
+
+/// One request.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Pending {
+    pub(crate) group: GroupId,
+    pub(crate) stage: Stage,
+    deadline: Now,
+}
+
+/// All requests of a host.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    all: BTreeMap<RequestId, Pending>,
+    deadlines: BTreeSet<(Now, RequestId)>,
+}
+
+impl Requests {
+    pub(crate) fn insert(&mut self, request: RequestId, group: GroupId, stage: Stage, deadline: Now) {
+        let before = self.all.insert(request, Pending { group, stage, deadline });
+        assert!(before.is_none(), "invariant: request ids are unique within a boot");
+        self.deadlines.insert((deadline, request));
+    }
+
+    /// Takes a request off the list; `None` if it was answered before.
+    pub(crate) fn remove(&mut self, request: RequestId) -> Option<Pending> {
+        let pending = self.all.remove(&request)?;
+        self.deadlines.remove(&(pending.deadline, request));
+        Some(pending)
+    }
+
+    pub(crate) fn contains(&self, request: RequestId) -> bool {
+        self.all.contains_key(&request)
+    }
+
+    /// Moves a request on; `false` if it was answered before. What is committed has no deadline any more: the state machine
+    /// answers it, and nobody may have answered before.
+    pub(crate) fn stage(&mut self, request: RequestId, stage: Stage) -> bool {
+        let Some(pending) = self.all.get_mut(&request) else {
+            return false;
+        };
+        pending.stage = stage;
+        if stage == Stage::Committed {
+            self.deadlines.remove(&(pending.deadline, request));
+        }
+        true
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Everything of one group, for the rare changes of leadership.
+    pub(crate) fn of_group(&self, group: GroupId) -> impl Iterator<Item = (RequestId, Stage)> {
+        self.all
+            .iter()
+            .filter(move |(_, pending)| pending.group == group)
+            .map(|(request, pending)| (*request, pending.stage))
+    }
+
+    pub(crate) fn next_deadline(&self) -> Option<Now> {
+        self.deadlines.first().map(|(deadline, _)| *deadline)
+    }
+
+    /// Takes off one whose time is over.
+    pub(crate) fn pop_expired(&mut self, now: Now) -> Option<(RequestId, Pending)> {
+        let (deadline, request) = *self.deadlines.first()?;
+        if deadline > now {
+            return None;
+        }
+        self.deadlines.pop_first();
+        let pending = self
+            .all
+            .remove(&request)
+            .expect("invariant: every deadline has its request");
+        Some((request, pending))
+    }
+}

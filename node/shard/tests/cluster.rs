@@ -1,0 +1,786 @@
+//! Hosts that talk to each other in memory, under a clock that the test moves. No IO, no threads.
+
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, Payload, SnapshotMeta};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
+use althing_raft::io::{Config, RequestId, Role, Start};
+use althing_raft::message::{Body, Message};
+use althing_shard::envelope::BootNonce;
+use althing_shard::{Done, Effect, Event, GroupStart, Host, HostConfig, Refusal, Work};
+use bytes::Bytes;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+const GROUP: GroupId = GroupId::FIRST_SHARD;
+const ELECTION: Duration = Duration::from_millis(1000);
+const HEARTBEAT: Duration = Duration::from_millis(100);
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// A host with what survives its restarts (log, state) and what does not.
+struct Node {
+    host: Host,
+    log: Vec<Entry>,
+    hard_state: HardState,
+    applied: SnapshotMeta,
+    state: Vec<Bytes>,
+    answers: BTreeMap<RequestId, Result<Done, Refusal>>,
+    /// Requests whose command this node has applied.
+    results: BTreeSet<RequestId>,
+    /// Writes are held back while this is set.
+    slow_disk: bool,
+    waiting_writes: Vec<Event>,
+    received: Option<(SnapshotMeta, Vec<Bytes>)>,
+    compacted: LogPosition,
+    writes: usize,
+}
+
+struct Cluster {
+    now: Now,
+    nodes: BTreeMap<MemberId, Node>,
+    wire: VecDeque<(MemberId, MemberId, Event)>,
+    cut: BTreeSet<MemberId>,
+    next_request: u64,
+    boots: u64,
+}
+
+fn host(me: MemberId, boot: u64) -> Host {
+    Host::new(HostConfig {
+        me,
+        nonce: BootNonce(me.0 << 32 | boot),
+        heartbeat_interval: HEARTBEAT,
+    })
+}
+
+fn core_config(id: MemberId, seed: u64) -> Config {
+    Config {
+        group: GROUP,
+        id,
+        election_timeout: ELECTION,
+        heartbeat_interval: HEARTBEAT,
+        seed,
+        append_bytes_max: 1 << 20,
+        inflight_appends_max: 16,
+        uncommitted_bytes_max: 1 << 20,
+    }
+}
+
+fn config_entry(index: u64, step: ConfigStep) -> Entry {
+    let change = ConfigChange {
+        request: 0,
+        step,
+        context: Bytes::new(),
+    };
+    Entry {
+        term: Term(1),
+        index: Index(index),
+        payload: Payload::Config(change),
+    }
+}
+
+impl Cluster {
+    /// One member, born as the shell does it: its own admission stands in its log.
+    fn born(first: u64) -> Self {
+        let me = MemberId(first);
+        let mut cluster = Self {
+            now: Now(1),
+            nodes: BTreeMap::new(),
+            wire: VecDeque::new(),
+            cut: BTreeSet::new(),
+            next_request: 1,
+            boots: 0,
+        };
+        let log = vec![
+            config_entry(1, ConfigStep::AddLearner(me)),
+            config_entry(2, ConfigStep::Promote(me)),
+        ];
+        let hard_state = HardState {
+            term: Term(1),
+            vote: None,
+            commit: Index(2),
+        };
+        cluster.start(me, log, hard_state, SnapshotMeta::default(), Vec::new());
+        cluster
+    }
+
+    fn of(members: &[u64]) -> Self {
+        let mut cluster = Self::born(members[0]);
+        cluster.run(Duration::from_millis(10));
+        for member in &members[1..] {
+            cluster.add(*member);
+        }
+        cluster
+    }
+
+    fn start(
+        &mut self,
+        me: MemberId,
+        log: Vec<Entry>,
+        hard_state: HardState,
+        applied: SnapshotMeta,
+        state: Vec<Bytes>,
+    ) {
+        self.boots += 1;
+        let mut node = Node {
+            host: host(me, self.boots),
+            log,
+            hard_state,
+            applied,
+            state,
+            answers: BTreeMap::new(),
+            results: BTreeSet::new(),
+            slow_disk: false,
+            waiting_writes: Vec::new(),
+            received: None,
+            compacted: LogPosition::default(),
+            writes: 0,
+        };
+        let start = Start {
+            hard_state: node.hard_state,
+            applied: node.applied.clone(),
+            log_start: LogPosition::default(),
+            entries: node.log.clone(),
+        };
+        node.host.add_group(
+            self.now,
+            GroupStart {
+                config: core_config(me, self.boots),
+                start,
+            },
+        );
+        self.nodes.insert(me, node);
+        self.turn(me, vec![]);
+    }
+
+    /// Joins a fresh member as a learner and promotes it when it has caught up.
+    fn add(&mut self, member: u64) {
+        let member = MemberId(member);
+        self.start(
+            member,
+            Vec::new(),
+            HardState::default(),
+            SnapshotMeta::default(),
+            Vec::new(),
+        );
+        let leader = self.leader();
+        let added = self.configure(leader, ConfigStep::AddLearner(member), None);
+        assert!(matches!(self.answer(leader, added), Ok(Done::Configured { .. })));
+        for _ in 0..50 {
+            let promoted = self.configure(leader, ConfigStep::Promote(member), None);
+            match self.answer(leader, promoted) {
+                // The others hear of it with the next heartbeat.
+                Ok(_) => return self.run(HEARTBEAT * 2),
+                Err(Refusal::LearnerBehind) => self.run(HEARTBEAT),
+                Err(other) => panic!("{other}"),
+            }
+        }
+        panic!("{member} never caught up");
+    }
+
+    fn turn(&mut self, me: MemberId, events: Vec<Event>) {
+        let node = self.nodes.get_mut(&me).expect("a node of this id");
+        let effects = node.host.poll(self.now, events).expect("no fatal error");
+        let mut again = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Write { token, writes } => {
+                    node.writes += 1;
+                    for write in writes {
+                        node.hard_state = write.hard_state.unwrap_or(node.hard_state);
+                        if write.reset_to.is_some() {
+                            node.log.clear();
+                        }
+                        if let Some(first) = write.entries.first() {
+                            node.log.retain(|entry| entry.index < first.index);
+                        }
+                        node.log.extend(write.entries);
+                    }
+                    let written = Event::Written(token);
+                    if node.slow_disk {
+                        node.waiting_writes.push(written)
+                    } else {
+                        again.push(written)
+                    }
+                }
+                Effect::Compact { up_to, .. } => node.compacted = up_to,
+                Effect::Send { to, messages } => self.wire.push_back((me, to, Event::Messages(messages))),
+                Effect::Apply { group, items } => {
+                    let mut position = node.applied.position;
+                    for item in items {
+                        assert_eq!(
+                            item.position.index,
+                            position.index.next(),
+                            "entries are applied without gaps"
+                        );
+                        position = item.position;
+                        match item.work {
+                            Work::Noop => {}
+                            Work::Command { command, waiter } => {
+                                node.state.push(command);
+                                node.results.extend(waiter);
+                            }
+                            Work::Configure { state, .. } => node.applied.config = state,
+                        }
+                    }
+                    node.applied.position = position;
+                    again.push(Event::Applied { group, position });
+                }
+                Effect::Complete { request, result } => {
+                    assert!(node.answers.insert(request, result).is_none(), "one answer per request");
+                }
+                Effect::SendSnapshot { group, to, term } => {
+                    let meta = node.applied.clone();
+                    let covered = Some(meta.position.index);
+                    let state = node.state.clone();
+                    self.wire.push_back((
+                        me,
+                        to,
+                        Event::SnapshotReceived {
+                            group,
+                            from: me,
+                            term,
+                            meta: meta.clone(),
+                        },
+                    ));
+                    again.push(Event::SnapshotSent { group, to, covered });
+                    if let Some(peer) = self.nodes.get_mut(&to).filter(|_| !self.cut.contains(&me)) {
+                        peer.received = Some((meta, state));
+                    }
+                    return self.turn(me, again);
+                }
+                Effect::Install { group, meta } => {
+                    let (received, state) = node.received.take().expect("the bytes came first");
+                    assert_eq!(received, meta);
+                    node.state = state;
+                    node.applied = meta.clone();
+                    again.push(Event::Installed { group, meta });
+                }
+                Effect::Discard { .. } => node.received = None,
+                Effect::Peers(_) | Effect::Changed { .. } => {}
+            }
+        }
+        if !again.is_empty() {
+            self.turn(me, again);
+        }
+    }
+
+    fn deliver(&mut self) {
+        while let Some((from, to, event)) = self.wire.pop_front() {
+            if !self.cut.contains(&from) && !self.cut.contains(&to) && self.nodes.contains_key(&to) {
+                self.turn(to, vec![event]);
+            }
+        }
+    }
+
+    /// Lets time pass, from deadline to deadline.
+    fn run(&mut self, time: Duration) {
+        let end = self.now.after(time);
+        loop {
+            self.deliver();
+            let due = self
+                .nodes
+                .iter()
+                .filter_map(|(me, node)| Some((node.host.next_deadline()?, *me)))
+                .min();
+            let Some((at, me)) = due.filter(|(at, _)| *at <= end) else {
+                break;
+            };
+            self.now = self.now.max(at);
+            self.turn(me, vec![]);
+        }
+        self.now = end;
+    }
+
+    fn role(&self, me: MemberId) -> Role {
+        self.nodes[&me].host.view(GROUP).expect("the group").raft.soft.role
+    }
+
+    fn leader(&mut self) -> MemberId {
+        for _ in 0..100 {
+            let cut = self.cut.clone();
+            let leads = |(me, node): (&MemberId, &Node)| {
+                let soft = node.host.view(GROUP).expect("the group").raft.soft;
+                (soft.role == Role::Leader && !cut.contains(me)).then_some((soft.term, *me))
+            };
+            if let Some((_, leader)) = self.nodes.iter().filter_map(leads).max() {
+                return leader;
+            }
+            self.run(HEARTBEAT);
+        }
+        panic!("no leader came up");
+    }
+
+    fn follower(&mut self) -> MemberId {
+        let leader = self.leader();
+        *self
+            .nodes
+            .keys()
+            .find(|me| **me != leader && !self.cut.contains(me))
+            .expect("a follower")
+    }
+
+    fn request(&mut self) -> (RequestId, Now) {
+        self.next_request += 1;
+        (RequestId(self.next_request), self.now.after(PATIENCE))
+    }
+
+    fn propose(&mut self, at: MemberId, command: &'static str) -> RequestId {
+        let (request, deadline) = self.request();
+        self.turn(
+            at,
+            vec![Event::Propose {
+                request,
+                group: GROUP,
+                command: command.into(),
+                deadline,
+            }],
+        );
+        request
+    }
+
+    fn read(&mut self, at: MemberId) -> RequestId {
+        let (request, deadline) = self.request();
+        self.turn(
+            at,
+            vec![Event::Read {
+                request,
+                group: GROUP,
+                deadline,
+            }],
+        );
+        request
+    }
+
+    fn configure(&mut self, at: MemberId, step: ConfigStep, expected: Option<Index>) -> RequestId {
+        let (request, deadline) = self.request();
+        let event = Event::Configure {
+            request,
+            group: GROUP,
+            step,
+            context: Bytes::new(),
+            expected,
+            deadline,
+        };
+        self.turn(at, vec![event]);
+        request
+    }
+
+    fn answer(&mut self, at: MemberId, request: RequestId) -> Result<Done, Refusal> {
+        for _ in 0..200 {
+            self.deliver();
+            if let Some(answer) = self.nodes[&at].answers.get(&request) {
+                return *answer;
+            }
+            self.run(HEARTBEAT);
+        }
+        panic!("{request:?} was never answered");
+    }
+
+    fn applied_at(&mut self, at: MemberId, request: RequestId) -> bool {
+        // A follower hears of the commit with the next heartbeat at the latest.
+        self.run(HEARTBEAT);
+        self.nodes[&at].results.contains(&request)
+    }
+
+    fn restart(&mut self, me: MemberId) {
+        let node = self.nodes.remove(&me).expect("a node of this id");
+        self.start(me, node.log, node.hard_state, node.applied, node.state);
+    }
+}
+
+#[test]
+fn a_born_member_leads_alone_at_once_and_answers_writes_and_reads() {
+    let mut cluster = Cluster::born(7);
+    let me = MemberId(7);
+    cluster.run(Duration::from_millis(1));
+    assert_eq!(cluster.role(me), Role::Leader);
+    let put = cluster.propose(me, "a");
+    assert!(cluster.applied_at(me, put));
+    let read = cluster.read(me);
+    assert!(matches!(cluster.answer(me, read), Ok(Done::Read { .. })));
+}
+
+#[test]
+fn three_members_agree_and_each_completes_its_own_clients() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let members: Vec<_> = cluster.nodes.keys().copied().collect();
+    for member in members.clone() {
+        let put = cluster.propose(member, "x");
+        assert!(
+            cluster.applied_at(member, put),
+            "the member that took a request answers it"
+        );
+        for other in members.iter().filter(|other| **other != member) {
+            assert!(!cluster.nodes[other].results.contains(&put));
+        }
+        let read = cluster.read(member);
+        assert!(
+            matches!(cluster.answer(member, read), Ok(Done::Read { .. })),
+            "a follower reads too"
+        );
+    }
+    cluster.run(HEARTBEAT * 2);
+    let states: BTreeSet<_> = cluster.nodes.values().map(|node| node.state.clone()).collect();
+    assert_eq!(states.len(), 1);
+}
+
+#[test]
+fn a_forwarded_write_is_answered_without_waiting_for_a_heartbeat() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let follower = cluster.follower();
+    let put = cluster.propose(follower, "x");
+    cluster.deliver();
+    assert!(cluster.nodes[&follower].results.contains(&put), "no time has passed");
+}
+
+#[test]
+fn all_requests_of_a_turn_share_one_write_and_one_message_per_peer() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    cluster.run(HEARTBEAT * 2);
+    let before = cluster.nodes[&leader].writes;
+    let deadline = cluster.now.after(PATIENCE);
+    let events = (1000..1100).flat_map(|id| {
+        let propose = Event::Propose {
+            request: RequestId(id),
+            group: GROUP,
+            command: Bytes::from_static(b"x"),
+            deadline,
+        };
+        [
+            propose,
+            Event::Read {
+                request: RequestId(id + 1000),
+                group: GROUP,
+                deadline,
+            },
+        ]
+    });
+    cluster.turn(leader, events.collect());
+    assert_eq!(cluster.nodes[&leader].writes, before + 1);
+    assert_eq!(cluster.wire.len(), 2);
+    let heartbeats = cluster.wire.iter().flat_map(|(_, _, event)| {
+        let Event::Messages(messages) = event else {
+            panic!("{event:?}")
+        };
+        messages.clone()
+    });
+    let heartbeats = heartbeats
+        .filter(|message| matches!(message.body, Body::Heartbeat { .. }))
+        .count();
+    assert_eq!(heartbeats, 2, "a hundred reads take one round");
+    cluster.deliver();
+    assert_eq!(cluster.nodes[&leader].results.len(), 100);
+    assert_eq!(
+        cluster.nodes[&leader]
+            .answers
+            .values()
+            .filter(|answer| answer.is_ok())
+            .count(),
+        100 + 2 * 2
+    );
+}
+
+#[test]
+fn nothing_is_answered_while_a_majority_has_not_written() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    for node in cluster.nodes.values_mut() {
+        node.slow_disk = true;
+    }
+    let put = cluster.propose(leader, "x");
+    cluster.run(HEARTBEAT);
+    assert!(!cluster.applied_at(leader, put));
+    let followers: Vec<_> = cluster.nodes.keys().copied().filter(|me| *me != leader).collect();
+    let durable = std::mem::take(&mut cluster.nodes.get_mut(&followers[0]).unwrap().waiting_writes);
+    cluster.turn(followers[0], durable);
+    cluster.run(HEARTBEAT);
+    assert!(!cluster.applied_at(leader, put), "the leader's own copy is not durable");
+    let durable = std::mem::take(&mut cluster.nodes.get_mut(&leader).unwrap().waiting_writes);
+    cluster.turn(leader, durable);
+    assert!(cluster.applied_at(leader, put));
+}
+
+#[test]
+fn a_write_waits_for_a_new_leader_and_is_not_lost() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let survivor = cluster.follower();
+    cluster.cut.insert(leader);
+    cluster.run(ELECTION * 2);
+    let put = cluster.propose(survivor, "x");
+    let read = cluster.read(survivor);
+    cluster.leader();
+    cluster.run(ELECTION);
+    assert!(cluster.applied_at(survivor, put));
+    assert!(matches!(cluster.answer(survivor, read), Ok(Done::Read { .. })));
+}
+
+#[test]
+fn a_committed_request_is_answered_by_the_state_machine_alone_however_late() {
+    let me = MemberId(1);
+    let start = Start::birth(me, Bytes::new());
+    let config = core_config(me, 7);
+    let mut host = host(me, 1);
+    host.add_group(Now(1), GroupStart { config, start });
+    let (request, deadline) = (RequestId(1), Now(1).after(PATIENCE));
+    let command = Bytes::from_static(b"x");
+    let mut events = vec![Event::Propose {
+        request,
+        group: GROUP,
+        command,
+        deadline,
+    }];
+    // The log is quick, the state machine is not.
+    let (mut waiters, mut applied) = (Vec::new(), LogPosition::default());
+    for _ in 0..8 {
+        for effect in host.poll(Now(2), std::mem::take(&mut events)).unwrap() {
+            match effect {
+                Effect::Write { token, .. } => events.push(Event::Written(token)),
+                Effect::Apply { items, .. } => {
+                    for item in items {
+                        applied = item.position;
+                        if let Work::Command { waiter, .. } = item.work {
+                            waiters.extend(waiter);
+                        }
+                    }
+                }
+                Effect::Compact { .. }
+                | Effect::Send { .. }
+                | Effect::Complete { .. }
+                | Effect::SendSnapshot { .. }
+                | Effect::Install { .. }
+                | Effect::Discard { .. }
+                | Effect::Peers(_)
+                | Effect::Changed { .. } => {}
+            }
+        }
+    }
+    assert_eq!(waiters, [request]);
+    let completed = |effects: Vec<Effect>| {
+        let complete = |effect: &Effect| matches!(effect, Effect::Complete { .. });
+        effects.iter().any(complete)
+    };
+    let late = deadline.after(PATIENCE);
+    assert!(
+        !completed(host.poll(late, []).unwrap()),
+        "it was promised an answer by the state machine"
+    );
+    let event = Event::Applied {
+        group: GROUP,
+        position: applied,
+    };
+    assert!(!completed(host.poll(late, [event]).unwrap()));
+    assert_eq!(host.view(GROUP).unwrap().pending, 0);
+}
+
+#[test]
+fn without_a_quorum_requests_end_at_their_deadline_and_say_why() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let survivor = cluster.follower();
+    cluster.cut = cluster.nodes.keys().copied().filter(|me| *me != survivor).collect();
+    let early = cluster.propose(survivor, "sent to the lost leader");
+    cluster.run(ELECTION * 3);
+    let put = cluster.propose(survivor, "x");
+    let read = cluster.read(survivor);
+    let change = cluster.configure(survivor, ConfigStep::Remove(leader), None);
+    assert_eq!(
+        cluster.answer(survivor, early),
+        Err(Refusal::Timeout),
+        "it may have taken effect"
+    );
+    assert_eq!(
+        cluster.answer(survivor, put),
+        Err(Refusal::NoLeader),
+        "it certainly has not"
+    );
+    assert_eq!(cluster.answer(survivor, read), Err(Refusal::NoLeader));
+    assert_eq!(
+        cluster.answer(survivor, change),
+        Err(Refusal::NotLeader { leader: None })
+    );
+}
+
+#[test]
+fn a_forwarded_write_is_not_repeated_and_its_client_hears_of_the_change() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let survivor = cluster.follower();
+    cluster.cut.insert(leader);
+    let put = cluster.propose(survivor, "once");
+    assert_eq!(cluster.answer(survivor, put), Err(Refusal::LeaderChanged));
+    cluster.cut.clear();
+    cluster.run(ELECTION * 3);
+    assert!(
+        cluster.nodes.values().all(|node| node.state.is_empty()),
+        "a retry could have applied it twice"
+    );
+}
+
+#[test]
+fn leadership_moves_when_asked_and_only_to_voters() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let target = cluster.follower();
+    let ask = |cluster: &mut Cluster, to| {
+        let (request, deadline) = cluster.request();
+        cluster.turn(
+            leader,
+            vec![Event::Transfer {
+                request,
+                group: GROUP,
+                to,
+                deadline,
+            }],
+        );
+        cluster.answer(leader, request)
+    };
+    assert_eq!(ask(&mut cluster, Some(MemberId(99))), Err(Refusal::BadTransferee));
+    assert_eq!(ask(&mut cluster, Some(leader)), Ok(Done::Transferred { leader }));
+    assert_eq!(
+        ask(&mut cluster, Some(target)),
+        Ok(Done::Transferred { leader: target })
+    );
+    assert_eq!(
+        ask(&mut cluster, None),
+        Err(Refusal::NotLeader { leader: Some(target) })
+    );
+}
+
+#[test]
+fn a_change_on_an_old_view_is_refused_with_the_present_guard() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let current = cluster.nodes[&leader].applied.config.index;
+    let stale = cluster.configure(leader, ConfigStep::Remove(MemberId(99)), Some(Index(2)));
+    assert_eq!(cluster.answer(leader, stale), Err(Refusal::Conflict { current }));
+    let invalid = cluster.configure(leader, ConfigStep::Remove(MemberId(99)), Some(current));
+    assert_eq!(cluster.answer(leader, invalid), Err(Refusal::ChangeInvalid));
+    let victim = cluster.follower();
+    let removed = cluster.configure(leader, ConfigStep::Remove(victim), Some(current));
+    assert!(matches!(cluster.answer(leader, removed), Ok(Done::Configured { index }) if index > current));
+    cluster.run(ELECTION);
+    let put = cluster.propose(victim, "x");
+    assert_eq!(cluster.answer(victim, put), Err(Refusal::NotMember));
+}
+
+#[test]
+fn a_learner_takes_no_requests() {
+    let mut cluster = Cluster::of(&[1]);
+    let (leader, learner) = (MemberId(1), MemberId(2));
+    cluster.start(
+        learner,
+        Vec::new(),
+        HardState::default(),
+        SnapshotMeta::default(),
+        Vec::new(),
+    );
+    let early = cluster.read(learner);
+    assert_eq!(cluster.answer(learner, early), Err(Refusal::NotMember));
+    let added = cluster.configure(leader, ConfigStep::AddLearner(learner), None);
+    assert!(cluster.answer(leader, added).is_ok());
+    cluster.run(HEARTBEAT * 3);
+    let read = cluster.read(learner);
+    assert_eq!(cluster.answer(learner, read), Err(Refusal::Learner));
+}
+
+#[test]
+fn an_entry_of_an_earlier_boot_answers_nobody() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let member = cluster.follower();
+    let put = cluster.propose(member, "from the first life");
+    // It is on its way when its proposer restarts, and the next life uses the same request id.
+    let wire = std::mem::take(&mut cluster.wire);
+    cluster.restart(member);
+    cluster.run(HEARTBEAT);
+    let deadline = cluster.now.after(PATIENCE);
+    cluster.cut.insert(leader);
+    cluster.turn(
+        member,
+        vec![Event::Read {
+            request: put,
+            group: GROUP,
+            deadline,
+        }],
+    );
+    cluster.cut.clear();
+    cluster.wire.extend(wire);
+    cluster.run(HEARTBEAT * 2);
+    assert!(
+        cluster.nodes[&member]
+            .state
+            .contains(&Bytes::from_static(b"from the first life"))
+    );
+    assert!(!cluster.nodes[&member].results.contains(&put));
+}
+
+#[test]
+fn a_member_that_fell_behind_the_log_gets_a_snapshot_and_catches_up() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let behind = cluster.follower();
+    cluster.cut.insert(behind);
+    for _ in 0..8 {
+        let deadline = cluster.now.after(PATIENCE);
+        let proposals = (0..1000).map(|_| {
+            cluster.next_request += 1;
+            let request = RequestId(cluster.next_request);
+            Event::Propose {
+                request,
+                group: GROUP,
+                command: Bytes::from_static(b"x"),
+                deadline,
+            }
+        });
+        let proposals = proposals.collect();
+        cluster.turn(leader, proposals);
+        cluster.run(HEARTBEAT * 15);
+    }
+    let position = cluster.nodes[&leader].applied.position;
+    cluster.turn(leader, vec![Event::Checkpointed { group: GROUP, position }]);
+    let compacted = cluster.nodes[&leader].compacted;
+    assert!(
+        compacted.index > Index(1000) && compacted.index.0 + 5000 <= position.index.0,
+        "{compacted:?}"
+    );
+    cluster.cut.clear();
+    cluster.run(ELECTION * 3);
+    assert_eq!(cluster.nodes[&behind].state, cluster.nodes[&leader].state);
+    let put = cluster.propose(behind, "after");
+    assert!(cluster.applied_at(behind, put));
+}
+
+#[test]
+fn a_restarted_cluster_has_everything() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let put = cluster.propose(leader, "x");
+    assert!(cluster.applied_at(leader, put));
+    for member in [1, 2, 3] {
+        cluster.restart(MemberId(member));
+    }
+    cluster.wire.clear();
+    let leader = cluster.leader();
+    let read = cluster.read(leader);
+    assert!(matches!(cluster.answer(leader, read), Ok(Done::Read { .. })));
+    assert_eq!(cluster.nodes[&leader].state, [Bytes::from_static(b"x")]);
+}
+
+#[test]
+fn commands_that_nobody_could_read_do_not_enter_the_log() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let from = cluster.follower();
+    let term = cluster.nodes[&leader].hard_state.term;
+    let commands = vec![Bytes::from_static(b"no envelope")];
+    let before = cluster.nodes[&leader].log.len();
+    let message = Message {
+        group: GROUP,
+        from,
+        to: leader,
+        term,
+        body: Body::Forward { commands },
+    };
+    cluster.turn(leader, vec![Event::Messages(vec![message])]);
+    assert_eq!(cluster.nodes[&leader].log.len(), before);
+}
