@@ -1,0 +1,34 @@
+//! How Althing is checked: histories of client operations, a linearizability checker for them, and a
+//! deterministic simulator that produces such histories from the production Raft core under faults.
+//!
+//! Contract: nothing here reads a clock, draws entropy or does IO of its own. Times are nanoseconds that
+//! the caller passes in; randomness comes from seeds. The same seed gives the same run, bit for bit.
+//!
+//! Not here: faults against real processes or a real Kubernetes. The `e2e` crate makes those; it records
+//! a [`History`] and hands it to [`lin::check`], so that one checker judges both worlds.
+
+pub mod history;
+pub mod lin;
+pub mod rng;
+mod run;
+mod world;
+
+pub use history::{ClientId, Event, History, Op, Outcome, Recorder, Reply, Seen};
+pub use run::{Report, Run, Sabotage, run};
+pub use world::Counts;
+
+/// What can go wrong while handling histories. A violated invariant is a verdict, not an error.
+#[derive(Debug, thiserror::Error)]
+pub enum SimError {
+    /// A line of a recorded history is not an event.
+    #[error("history line {line}: {source}; each line must be one event as `History::write_json_lines` prints it")]
+    HistoryLine {
+        /// Line number, from 1.
+        line: usize,
+        /// What the parser said.
+        source: serde_json::Error,
+    },
+    /// The history could not be read or written.
+    #[error("history: {0}; check the path and the free space")]
+    Io(#[from] std::io::Error),
+}

@@ -1,0 +1,257 @@
+//! Clients: each does one operation after the other at some machine, and writes down what it was told.
+
+use super::profile::Profile;
+use crate::history::{CallId, ClientId, Expect, Op, Outcome, Recorder, Reply, Seen};
+use crate::rng::Rng;
+use althing_raft::io::RequestId;
+use althing_shard::{Done, Refusal};
+use althing_store::CommandResult;
+use althing_store::ops::{
+    Command, Compare, CompareOp, CompareTarget, Delete, KeyRange, KeyValue, Op as StoreOp, OpResult, Put, Range,
+    Revision, Txn,
+};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// What a client waits for.
+#[derive(Clone, Debug)]
+pub(crate) struct Current {
+    pub(crate) call: CallId,
+    pub(crate) op: Op,
+    pub(crate) machine: usize,
+    pub(crate) boot: u64,
+    pub(crate) request: RequestId,
+}
+
+/// One client.
+#[derive(Debug)]
+pub(crate) struct Client {
+    pub(crate) rng: Rng,
+    pub(crate) left: u32,
+    pub(crate) machine: usize,
+    pub(crate) current: Option<Current>,
+    written: u32,
+    /// What it saw last of each key, for compare-and-swap.
+    known: BTreeMap<String, Seen>,
+}
+
+/// All clients and their common notebook.
+#[derive(Debug)]
+pub(crate) struct Clients {
+    pub(crate) all: Vec<Client>,
+    pub(crate) recorder: Recorder,
+    keys: u64,
+}
+
+impl Clients {
+    pub(crate) fn new(seed: u64, profile: &Profile) -> Self {
+        let client = |number: u32| Client {
+            rng: Rng::split(seed, "client", u64::from(number)),
+            left: profile.operations,
+            machine: 0,
+            current: None,
+            written: 0,
+            known: BTreeMap::new(),
+        };
+        Self {
+            all: (0..profile.clients).map(client).collect(),
+            recorder: Recorder::default(),
+            keys: profile.keys,
+        }
+    }
+
+    pub(crate) fn idle(&self) -> bool {
+        self.all
+            .iter()
+            .all(|client| client.left == 0 && client.current.is_none())
+    }
+
+    /// The next operation of a client.
+    pub(crate) fn next_op(&mut self, number: usize) -> Op {
+        let client = &mut self.all[number];
+        client.left -= 1;
+        let key = format!("k{}", client.rng.below(self.keys));
+        match client.rng.below(20) {
+            0..7 => Op::Put {
+                value: client.value(number),
+                key,
+            },
+            7..15 => Op::Get { key },
+            15..17 => Op::Delete { key },
+            _ => {
+                let expect = match client.known.get(&key) {
+                    Some(seen) if client.rng.chance(500) => Expect::Value(seen.value.clone()),
+                    Some(seen) => Expect::ModRevision(seen.mod_revision),
+                    None => Expect::Absent,
+                };
+                Op::CompareAndSwap {
+                    value: client.value(number),
+                    key,
+                    expect,
+                }
+            }
+        }
+    }
+
+    pub(crate) fn begin(&mut self, number: usize, op: Op, now: u64) -> CallId {
+        let client = ClientId(u32::try_from(number).expect("invariant: few clients"));
+        self.recorder.invoke(client, op, now)
+    }
+
+    /// A client's operation ended.
+    pub(crate) fn end(&mut self, number: usize, outcome: Outcome, now: u64) {
+        let client = &mut self.all[number];
+        let Some(current) = client.current.take() else {
+            return;
+        };
+        if let Outcome::Ok { reply } = &outcome {
+            client.learn(&current.op, reply);
+        }
+        self.recorder.complete(current.call, outcome, now);
+    }
+}
+
+impl Client {
+    fn value(&mut self, number: usize) -> String {
+        self.written += 1;
+        format!("{number}-{}", self.written)
+    }
+
+    fn learn(&mut self, op: &Op, reply: &Reply) {
+        let seen = match (op, reply) {
+            (_, Reply::Get { seen, .. } | Reply::NotSwapped { seen, .. }) => seen.clone(),
+            (
+                Op::Put { value, .. } | Op::CompareAndSwap { value, .. },
+                Reply::Put { revision } | Reply::Swapped { revision },
+            ) => Some(Seen {
+                value: value.clone(),
+                mod_revision: *revision,
+                version: 0,
+            }),
+            (Op::Get { .. } | Op::Delete { .. } | Op::Put { .. } | Op::CompareAndSwap { .. }, _) => None,
+        };
+        match seen {
+            Some(seen) => self.known.insert(op.key().to_owned(), seen),
+            None => self.known.remove(op.key()),
+        };
+    }
+}
+
+fn bytes(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// The store's form of an operation; `None` for a read, which needs no entry.
+pub(crate) fn command(op: &Op) -> Option<Command> {
+    let single = |key: &str| KeyRange::Single(bytes(key));
+    let put = |key: &str, value: &str| Put {
+        key: bytes(key),
+        value: Some(bytes(value)),
+        lease: Some(0),
+        prev_kv: false,
+    };
+    Some(match op {
+        Op::Get { .. } => return None,
+        Op::Put { key, value } => Command::Put(put(key, value)),
+        Op::Delete { key } => Command::Delete(Delete {
+            keys: single(key),
+            prev_kv: false,
+        }),
+        Op::CompareAndSwap { key, expect, value } => {
+            let target = match expect {
+                Expect::Absent => CompareTarget::Mod(0),
+                Expect::ModRevision(revision) => CompareTarget::Mod(*revision),
+                Expect::Value(value) => CompareTarget::Value(bytes(value)),
+            };
+            Command::Txn(Txn {
+                compares: vec![Compare {
+                    keys: single(key),
+                    op: CompareOp::Equal,
+                    target,
+                }],
+                success: vec![StoreOp::Put(put(key, value))],
+                failure: vec![StoreOp::Range(Range::of(single(key)))],
+            })
+        }
+    })
+}
+
+/// A key as the history shows it.
+pub(crate) fn seen(kv: &KeyValue) -> Seen {
+    Seen {
+        value: String::from_utf8_lossy(&kv.value).into_owned(),
+        mod_revision: kv.mod_revision.0,
+        version: kv.version,
+    }
+}
+
+/// The answer to a command, as its client sees it.
+pub(crate) fn command_outcome(result: &CommandResult) -> Outcome {
+    let Revision(revision) = result.revision;
+    let reply = match &result.result {
+        Err(error) => {
+            return Outcome::Failed {
+                error: error.to_string(),
+            };
+        }
+        Ok(OpResult::Put { .. }) => Reply::Put { revision },
+        Ok(OpResult::Delete { deleted, .. }) => Reply::Delete {
+            revision,
+            deleted: *deleted > 0,
+        },
+        Ok(OpResult::Txn { succeeded: true, .. }) => Reply::Swapped { revision },
+        Ok(OpResult::Txn {
+            succeeded: false,
+            results,
+        }) => {
+            let kv = match results.first() {
+                Some((_, OpResult::Range(range))) => range.kvs.first(),
+                Some((
+                    _,
+                    OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Txn { .. } | OpResult::Compact,
+                ))
+                | None => None,
+            };
+            Reply::NotSwapped {
+                revision,
+                seen: kv.map(seen),
+            }
+        }
+        Ok(OpResult::Range(_) | OpResult::Compact) => {
+            return Outcome::Failed {
+                error: "another kind of answer".to_owned(),
+            };
+        }
+    };
+    Outcome::Ok { reply }
+}
+
+/// What a refusal means for its client. `Failed` is a promise: the command will never take effect.
+pub(crate) fn refusal_outcome(op: &Op, refusal: Refusal) -> Outcome {
+    let error = refusal.to_string();
+    let read = command(op).is_none();
+    match refusal {
+        Refusal::LeaderChanged | Refusal::Timeout if !read => Outcome::Unknown { error },
+        Refusal::LeaderChanged
+        | Refusal::Timeout
+        | Refusal::NoLeader
+        | Refusal::NotLeader { .. }
+        | Refusal::TooManyRequests
+        | Refusal::Conflict { .. }
+        | Refusal::ChangeInFlight
+        | Refusal::ChangeInvalid
+        | Refusal::LearnerBehind
+        | Refusal::BadTransferee
+        | Refusal::Learner
+        | Refusal::NotMember
+        | Refusal::NoGroup => Outcome::Failed { error },
+    }
+}
+
+/// Whether a good answer is the one that a read waits for.
+pub(crate) fn is_read(done: &Done) -> bool {
+    match done {
+        Done::Read { .. } => true,
+        Done::Configured { .. } | Done::Transferred { .. } => false,
+    }
+}

@@ -1,0 +1,456 @@
+//! The shell around a host, as a simulation: what its threads do, and how long they take.
+
+use super::Todo;
+use super::World;
+use super::clients;
+use super::machine::{self, GROUP, Job, Waiter};
+use super::profile::{MS, Sabotage};
+use crate::history::Outcome;
+use althing_raft::entry::SnapshotMeta;
+use althing_raft::ids::LogPosition;
+use althing_raft::io::{RequestId, Role};
+use althing_shard::{Done, Effect, Event, Item, Refusal, Work};
+use althing_store::{ApplyItem, CommandResult};
+
+/// Under [`Sabotage::AckBeforeSync`], how much longer a sync takes than production's: long enough for a crash.
+const SABOTAGED_SYNC: u64 = 200 * MS;
+
+impl World {
+    /// A machine's process starts on what its disks hold.
+    pub(super) fn start(&mut self, number: usize) {
+        let forget_vote = self.sabotage == Sabotage::ForgetVote;
+        let machine = &mut self.machines[number];
+        if machine.process.is_some() || machine.gone {
+            return;
+        }
+        machine.boot += 1;
+        let (boot, member) = (machine.boot, machine.member);
+        match machine::start(machine, &self.profile, self.now, forget_vote) {
+            Err(error) => self.watch.violation(format!("{member} cannot start: {error}")),
+            Ok(found) => {
+                self.watch.booted(member, found.log_start, &found.entries);
+                machine.process = Some(found.process);
+                let last = found.entries.last().map_or(found.log_start.index, |entry| entry.index);
+                self.trace.note(self.now, number as u64, "start", &[boot, last.0], || {
+                    format!("{member} boot {boot}, log {}..={last}", found.log_start.index.next())
+                });
+                self.later(
+                    self.profile.checkpoint_every,
+                    Todo::Checkpoint { machine: number, boot },
+                );
+                self.poll(number, Vec::new());
+            }
+        }
+    }
+
+    /// A process ends without warning. What was not synced may be lost; clients never hear from it again.
+    pub(super) fn crash(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let Some(process) = machine.process.take() else {
+            return;
+        };
+        self.counts.crashes += 1;
+        let boot = machine.boot;
+        self.trace.note(self.now, number as u64, "crash", &[boot], String::new);
+        // The engine keeps at least what was checkpointed, and at most everything.
+        if machine.rng.chance(500) {
+            machine.checkpoint = process.store.fork();
+        }
+        drop(process);
+        machine.disk.crash();
+        for client in 0..self.clients.all.len() {
+            let lost = self.clients.all[client]
+                .current
+                .as_ref()
+                .is_some_and(|current| (current.machine, current.boot) == (number, boot));
+            if lost {
+                self.client_ends(
+                    client,
+                    Outcome::Unknown {
+                        error: "the connection broke".to_owned(),
+                    },
+                );
+            }
+        }
+    }
+
+    /// One turn of a host.
+    pub(super) fn poll(&mut self, number: usize, events: Vec<Event>) {
+        let machine = &mut self.machines[number];
+        let (member, local) = (machine.member, machine.clock.local(self.now));
+        let Some(process) = &mut machine.process else {
+            return;
+        };
+        let effects = match process.host.poll(local, events) {
+            Ok(effects) => effects,
+            Err(error) => return self.watch.violation(format!("{member} stops: {error}")),
+        };
+        // Writes first: messages of this turn may only promise what was durable before it, and the onlooker
+        // must know the log that a new leader leads with.
+        for effect in &effects {
+            if let Effect::Write { writes, .. } = effect {
+                writes.iter().for_each(|write| self.watch.wrote(member, write));
+            }
+        }
+        for effect in effects {
+            self.effect(number, effect);
+        }
+        self.after_turn(number);
+    }
+
+    fn after_turn(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let boot = machine.boot;
+        let Some(process) = &mut machine.process else {
+            return;
+        };
+        if let Some(view) = process.host.view(GROUP) {
+            self.watch.commits(machine.member, view.raft.commit);
+            self.watch.holds(machine.member, view.raft.soft.config.index);
+        }
+        let wake_at = process
+            .host
+            .next_deadline()
+            .map(|deadline| machine.clock.world(deadline).max(self.now));
+        if wake_at != process.wake_at {
+            process.wake_at = wake_at;
+            if let Some(at) = wake_at {
+                self.later(at - self.now, Todo::Wake { machine: number, boot });
+            }
+        }
+    }
+
+    fn effect(&mut self, number: usize, effect: Effect) {
+        let member = self.machines[number].member;
+        match effect {
+            Effect::Write { token, writes } => {
+                if let Some(process) = &mut self.machines[number].process {
+                    process.writes.push_back((token, writes));
+                }
+                self.sync(number);
+            }
+            Effect::Compact { group, up_to } => {
+                let Some(process) = &mut self.machines[number].process else {
+                    return;
+                };
+                if let Err(error) = process.wal.compact(group, up_to) {
+                    self.watch.violation(format!("{member} cannot cut its log: {error}"));
+                }
+            }
+            Effect::Send { to, messages } => self.send(number, to, &messages),
+            Effect::Apply { group: _, items } => {
+                let view = self.machines[number]
+                    .process
+                    .as_ref()
+                    .and_then(|process| process.host.view(GROUP));
+                let term = view.map(|view| view.raft.soft.term).unwrap_or_default();
+                items.iter().for_each(|item| self.watch.handed(member, term, item));
+                if let Some(process) = &mut self.machines[number].process {
+                    process.jobs.push_back(Job::Apply(items));
+                }
+                self.work(number);
+            }
+            Effect::Install { group: _, meta } => {
+                if let Some(process) = &mut self.machines[number].process {
+                    process.jobs.push_back(Job::Install(meta));
+                }
+                self.work(number);
+            }
+            Effect::Discard { group: _, meta: _ } => {
+                if let Some(process) = &mut self.machines[number].process {
+                    process.import = None;
+                }
+            }
+            Effect::Complete { request, result } => self.complete(number, request, result),
+            Effect::SendSnapshot { group: _, to, term } => self.send_snapshot(number, to, term),
+            // Members find each other by id here: addresses are the real shell's business.
+            Effect::Peers(_) => {}
+            Effect::Changed { group: _, soft } => {
+                self.trace.note(
+                    self.now,
+                    number as u64,
+                    "changed",
+                    &[soft.term.0, soft.role as u64],
+                    || format!("{soft:?}"),
+                );
+                if soft.role == Role::Leader {
+                    self.watch.leads(member, soft.term);
+                }
+            }
+        }
+    }
+
+    /// The log's thread takes everything that waits, appends it, and syncs once.
+    fn sync(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let boot = machine.boot;
+        let Some(process) = &mut machine.process else {
+            return;
+        };
+        if !process.syncing.is_empty() || process.writes.is_empty() {
+            return;
+        }
+        process.syncing = process.writes.drain(..).collect();
+        for (_, writes) in &process.syncing {
+            if let Err(error) = process.wal.append(writes) {
+                return self
+                    .watch
+                    .violation(format!("{} cannot append to its log: {error}", machine.member));
+            }
+        }
+        let mut wait = machine.rng.between(self.profile.sync_time.0, self.profile.sync_time.1);
+        if self.sabotage == Sabotage::AckBeforeSync {
+            let token = process.syncing.last().expect("invariant: there are writes").0;
+            self.later(
+                wait,
+                Todo::SaidSynced {
+                    machine: number,
+                    boot,
+                    token,
+                },
+            );
+            wait += SABOTAGED_SYNC;
+        }
+        self.later(wait, Todo::Synced { machine: number, boot });
+    }
+
+    pub(super) fn synced(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let member = machine.member;
+        let Some(process) = &mut machine.process else {
+            return;
+        };
+        if std::mem::take(&mut process.sync_fails) {
+            machine.disk.fail_syncs(true);
+        }
+        if self.sabotage != Sabotage::LyingDisk && process.wal.sync().is_err() {
+            // Pitfall P19: after a failed sync nothing is known, so the process ends.
+            self.counts.sync_errors += 1;
+            self.crash(number);
+            return self.later(500 * MS, Todo::Start { machine: number });
+        }
+        let synced = std::mem::take(&mut process.syncing);
+        let mut last = None;
+        for (token, writes) in synced {
+            writes.iter().for_each(|write| self.watch.synced(member, write));
+            last = Some(token);
+        }
+        self.trace.note(
+            self.now,
+            number as u64,
+            "synced",
+            &[last.map_or(0, |token| token.0)],
+            || format!("{last:?}"),
+        );
+        if let Some(token) = last {
+            self.poll(number, vec![Event::Written(token)]);
+        }
+        self.sync(number);
+    }
+
+    /// The state machine's thread takes the next job.
+    fn work(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let boot = machine.boot;
+        let Some(process) = &mut machine.process else {
+            return;
+        };
+        if process.working || process.jobs.is_empty() {
+            return;
+        }
+        process.working = true;
+        let wait = machine
+            .rng
+            .between(self.profile.apply_time.0, self.profile.apply_time.1);
+        self.later(wait, Todo::Worked { machine: number, boot });
+    }
+
+    pub(super) fn worked(&mut self, number: usize) {
+        let Some(process) = &mut self.machines[number].process else {
+            return;
+        };
+        process.working = false;
+        let event = match process.jobs.pop_front() {
+            None => None,
+            Some(Job::Apply(items)) => self.apply(number, &items),
+            Some(Job::Install(meta)) => self.install(number, meta),
+        };
+        if let Some(event) = event {
+            self.poll(number, vec![event]);
+        }
+        self.work(number);
+    }
+
+    fn apply(&mut self, number: usize, items: &[Item]) -> Option<Event> {
+        let skips = self.sabotage == Sabotage::SkipCommand && number == 0;
+        let machine = &mut self.machines[number];
+        let member = machine.member;
+        let process = machine.process.as_mut()?;
+        let mut config = process.mvcc.applied().config;
+        let mut last = LogPosition::default();
+        let mut work = Vec::with_capacity(items.len());
+        for item in items {
+            last = item.position;
+            work.push(match &item.work {
+                Work::Noop => ApplyItem::Noop,
+                Work::Command { .. } if skips && item.position.index.0 % 20 == 0 => ApplyItem::Noop,
+                Work::Command { command, .. } => match althing_store::codec::decode_command(command.clone()) {
+                    Ok(command) => ApplyItem::Command(command),
+                    Err(error) => {
+                        self.watch
+                            .violation(format!("{member} cannot read entry {}: {error}", item.position.index));
+                        return None;
+                    }
+                },
+                Work::Configure { change, state } => {
+                    self.counts.config_changes += 1;
+                    config = state.clone();
+                    ApplyItem::Config(change.clone())
+                }
+            });
+        }
+        let results = match process.mvcc.apply(&work, SnapshotMeta { position: last, config }) {
+            Ok(results) => results,
+            Err(error) => {
+                self.watch
+                    .violation(format!("{member} cannot apply up to entry {}: {error}", last.index));
+                return None;
+            }
+        };
+        self.trace
+            .note(self.now, number as u64, "applied", &[last.index.0, last.term.0], || {
+                format!("{} of term {}", last.index, last.term)
+            });
+        for (item, result) in items.iter().zip(results) {
+            self.watch.answered(member, item.position.index, &result);
+            if let (
+                Work::Command {
+                    waiter: Some(request), ..
+                },
+                Some(result),
+            ) = (&item.work, result)
+            {
+                self.answer(number, *request, &result);
+            }
+        }
+        Some(Event::Applied {
+            group: GROUP,
+            position: last,
+        })
+    }
+
+    fn install(&mut self, number: usize, meta: SnapshotMeta) -> Option<Event> {
+        let machine = &mut self.machines[number];
+        let member = machine.member;
+        let process = machine.process.as_mut()?;
+        let installed = match process.import.take() {
+            None => Err("no snapshot lies aside".to_owned()),
+            Some(import) => process.mvcc.install(import).map_err(|error| error.to_string()),
+        };
+        match installed {
+            Ok(found) if found == meta => {
+                // An installation is durable, as the store's contract says.
+                machine.checkpoint = process.store.fork();
+                self.counts.installs += 1;
+                self.trace
+                    .note(self.now, number as u64, "installed", &[meta.position.index.0], || {
+                        format!("{:?}", meta.position)
+                    });
+                Some(Event::Installed { group: GROUP, meta })
+            }
+            Ok(found) => {
+                self.watch
+                    .violation(format!("{member} installed {found:?} instead of {meta:?}"));
+                None
+            }
+            Err(error) => {
+                self.watch
+                    .violation(format!("{member} cannot install a snapshot: {error}"));
+                None
+            }
+        }
+    }
+
+    pub(super) fn checkpoint(&mut self, number: usize) {
+        let machine = &mut self.machines[number];
+        let (boot, member) = (machine.boot, machine.member);
+        self.later(
+            self.profile.checkpoint_every,
+            Todo::Checkpoint { machine: number, boot },
+        );
+        let machine = &mut self.machines[number];
+        let Some(process) = machine.process.as_mut() else {
+            return;
+        };
+        match process.mvcc.checkpoint() {
+            Ok(meta) => {
+                machine.checkpoint = process.store.fork();
+                self.poll(
+                    number,
+                    vec![Event::Checkpointed {
+                        group: GROUP,
+                        position: meta.position,
+                    }],
+                );
+            }
+            Err(error) => self.watch.violation(format!("{member} cannot checkpoint: {error}")),
+        }
+    }
+
+    /// The state machine answers a request.
+    fn answer(&mut self, number: usize, request: RequestId, result: &CommandResult) {
+        if let Some(Waiter::Client(client)) = self.close(number, request) {
+            self.client_ends_at(client, number, request, clients::command_outcome(result));
+        }
+    }
+
+    /// The host answers a request.
+    fn complete(&mut self, number: usize, request: RequestId, result: Result<Done, Refusal>) {
+        if let Ok(Done::Transferred { .. }) = result {
+            self.counts.transfers += 1;
+        }
+        let Some(Waiter::Client(client)) = self.close(number, request) else {
+            return;
+        };
+        let Some(current) = self.clients.all[client].current.clone() else {
+            return;
+        };
+        match result {
+            Ok(done) if clients::is_read(&done) => {
+                let boot = self.machines[number].boot;
+                if (current.machine, current.boot, current.request) == (number, boot, request) {
+                    self.read(client, number);
+                }
+            }
+            Ok(done) => self
+                .watch
+                .violation(format!("a client's request is answered with {done:?}")),
+            Err(refusal) => {
+                self.client_ends_at(client, number, request, clients::refusal_outcome(&current.op, refusal));
+            }
+        }
+    }
+
+    /// Every request is answered exactly once.
+    fn close(&mut self, number: usize, request: RequestId) -> Option<Waiter> {
+        let machine = &mut self.machines[number];
+        let waiter = machine.process.as_mut()?.open.remove(&request);
+        if waiter.is_none() {
+            self.watch
+                .violation(format!("{} answers {request:?} a second time", machine.member));
+        }
+        waiter
+    }
+
+    /// Ends a client's operation, unless the client has long gone on to another one.
+    fn client_ends_at(&mut self, client: usize, number: usize, request: RequestId, outcome: Outcome) {
+        let boot = self.machines[number].boot;
+        let waits = self.clients.all[client]
+            .current
+            .as_ref()
+            .is_some_and(|current| (current.machine, current.boot, current.request) == (number, boot, request));
+        if waits {
+            self.client_ends(client, outcome);
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! One machine: disks that outlive a crash, and the process that does not.
+
+use super::profile::Profile;
+use crate::rng::Rng;
+use althing_raft::entry::{Entry, SnapshotMeta};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now};
+use althing_raft::io::{Config, RequestId, Start};
+use althing_shard::envelope::BootNonce;
+use althing_shard::{GroupStart, Host, HostConfig, Item, WriteToken};
+use althing_store::snapshot::Import;
+use althing_store::{MemStore, Mvcc};
+use althing_wal::sim_disk::SimDisk;
+use althing_wal::{GroupWrite, Options, Wal};
+use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::Arc;
+
+/// The one group of a run.
+pub(crate) const GROUP: GroupId = GroupId::FIRST_SHARD;
+
+/// A machine and its volumes.
+pub(crate) struct Machine {
+    /// Whose volume this is; another one after a wipe.
+    pub(crate) member: MemberId,
+    pub(crate) disk: SimDisk,
+    /// The state engine as of its last checkpoint: what a crash leaves at least.
+    pub(crate) checkpoint: MemStore,
+    pub(crate) clock: Clock,
+    pub(crate) process: Option<Process>,
+    /// Stopped until then (a virtual machine that migrates, a process that swaps).
+    pub(crate) paused_until: u64,
+    /// Counts processes, so that what was meant for an earlier one is not taken by a later one.
+    pub(crate) boot: u64,
+    /// Whether the cluster should have this machine's member.
+    pub(crate) wanted: bool,
+    /// Switched off for good, until it gets a new volume.
+    pub(crate) gone: bool,
+    pub(crate) rng: Rng,
+}
+
+/// A clock with its own zero and speed. Monotonic, as production's.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Clock {
+    pub(crate) offset: u64,
+    pub(crate) drift_ppm: u64,
+}
+
+const MILLION: u128 = 1_000_000;
+
+impl Clock {
+    pub(crate) fn local(self, world: u64) -> Now {
+        let elapsed = u128::from(world) * (MILLION + u128::from(self.drift_ppm)) / MILLION;
+        Now(self.offset + u64::try_from(elapsed).expect("invariant: runs last minutes"))
+    }
+
+    /// The first moment of the world at which the local clock has reached `local`.
+    pub(crate) fn world(self, local: Now) -> u64 {
+        let elapsed = u128::from(local.0.saturating_sub(self.offset)) * MILLION;
+        let rate = MILLION + u128::from(self.drift_ppm);
+        u64::try_from(elapsed.div_ceil(rate)).unwrap_or(u64::MAX)
+    }
+}
+
+/// Who waits for a request's answer.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Waiter {
+    /// A client, by number.
+    Client(usize),
+    /// The operator or the nemesis: the answer does not matter, only that there is one.
+    Nobody,
+}
+
+/// Work for the thread that owns the state machine, in order.
+pub(crate) enum Job {
+    Apply(Vec<Item>),
+    Install(SnapshotMeta),
+}
+
+/// A running process: the production host, log and state machine with a shell of a few queues.
+pub(crate) struct Process {
+    pub(crate) host: Host,
+    pub(crate) wal: Wal,
+    pub(crate) store: MemStore,
+    pub(crate) mvcc: Mvcc<MemStore>,
+    /// Writes that the log's thread has not taken yet.
+    pub(crate) writes: VecDeque<(WriteToken, Vec<GroupWrite>)>,
+    /// Writes that it is making durable.
+    pub(crate) syncing: Vec<(WriteToken, Vec<GroupWrite>)>,
+    pub(crate) jobs: VecDeque<Job>,
+    pub(crate) working: bool,
+    /// A received snapshot that lies aside.
+    pub(crate) import: Option<Import<MemStore>>,
+    /// When the host is woken, in the world's time.
+    pub(crate) wake_at: Option<u64>,
+    /// Requests without an answer yet.
+    pub(crate) open: BTreeMap<RequestId, Waiter>,
+    pub(crate) next_request: u64,
+    /// The next sync fails.
+    pub(crate) sync_fails: bool,
+}
+
+impl Process {
+    pub(crate) fn request(&mut self, waiter: Waiter) -> RequestId {
+        self.next_request += 1;
+        let request = RequestId(self.next_request);
+        self.open.insert(request, waiter);
+        request
+    }
+}
+
+/// What a process found when it started.
+pub(crate) struct Found {
+    pub(crate) process: Process,
+    pub(crate) log_start: LogPosition,
+    pub(crate) entries: Vec<Entry>,
+}
+
+/// Starts a process on what its disks hold. Fails if the log cannot be read back, which is a violation.
+pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_vote: bool) -> Result<Found, String> {
+    let nonce = BootNonce(machine.rng.next_u64() >> 2);
+    let options = Options {
+        segment_bytes: profile.segment_bytes,
+    };
+    let opened = Wal::open(Arc::new(machine.disk.clone()), Path::new("/wal"), options);
+    let (mut wal, mut recovered) = opened.map_err(|error| format!("the log cannot be read back: {error}"))?;
+    let store = machine.checkpoint.fork();
+    let mvcc = Mvcc::open(store.clone(), GROUP).map_err(|error| format!("the state cannot be read back: {error}"))?;
+    let applied = mvcc.applied();
+    let mut log = recovered.groups.remove(&GROUP).unwrap_or_default();
+    let fits = log.entries.iter().any(|entry| entry.position() == applied.position);
+    if machine.rng.chance(profile.compact_at_boot) && fits {
+        let cut = wal.compact(GROUP, applied.position).and_then(|()| wal.sync());
+        cut.map_err(|error| format!("the log cannot be cut at boot: {error}"))?;
+        log.entries.retain(|entry| entry.index > applied.position.index);
+        log.log_start = applied.position;
+    }
+    if forget_vote {
+        log.hard_state.term = log.log_start.term;
+        log.hard_state.vote = None;
+    }
+    let local = machine.clock.local(now);
+    let mut host = Host::new(HostConfig {
+        me: machine.member,
+        nonce,
+        heartbeat_interval: profile.heartbeat_interval,
+    });
+    let config = Config {
+        group: GROUP,
+        id: machine.member,
+        election_timeout: profile.election_timeout,
+        heartbeat_interval: profile.heartbeat_interval,
+        seed: machine.rng.next_u64(),
+        append_bytes_max: profile.append_bytes_max,
+        inflight_appends_max: profile.inflight_appends_max,
+        uncommitted_bytes_max: profile.uncommitted_bytes_max,
+    };
+    let entries = log.entries.clone();
+    let start = Start {
+        hard_state: log.hard_state,
+        applied,
+        log_start: log.log_start,
+        entries: log.entries,
+    };
+    host.add_group(local, GroupStart { config, start });
+    let process = Process {
+        host,
+        wal,
+        store,
+        mvcc,
+        writes: VecDeque::new(),
+        syncing: Vec::new(),
+        jobs: VecDeque::new(),
+        working: false,
+        import: None,
+        wake_at: None,
+        open: BTreeMap::new(),
+        next_request: 0,
+        sync_fails: false,
+    };
+    Ok(Found {
+        process,
+        log_start: log.log_start,
+        entries,
+    })
+}
+
+/// Writes the log that the first members are born with: their configuration, one step an entry, as
+/// [`Start::birth`] does for a single one.
+pub(crate) fn birth(disk: &SimDisk, profile: &Profile, members: &[MemberId]) -> Vec<Entry> {
+    let mut log = Start::default();
+    for &member in members {
+        let born = Start::birth(member, Bytes::from_static(b"somewhere:2380"));
+        for mut entry in born.entries {
+            entry.index = Index(log.entries.len() as u64 + 1);
+            log.entries.push(entry);
+        }
+        log.hard_state = born.hard_state;
+    }
+    log.hard_state.commit = Index(log.entries.len() as u64);
+    let write = GroupWrite {
+        group: GROUP,
+        hard_state: Some(log.hard_state),
+        reset_to: None,
+        entries: log.entries.clone(),
+    };
+    let options = Options {
+        segment_bytes: profile.segment_bytes,
+    };
+    let (mut wal, _) =
+        Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options).expect("invariant: the disk is new");
+    wal.append(&[write])
+        .and_then(|()| wal.sync())
+        .expect("invariant: the disk is well");
+    log.entries
+}
+
+/// A whole snapshot on its way.
+#[derive(Clone, Debug)]
+pub(crate) struct Parcel {
+    pub(crate) chunks: Vec<Bytes>,
+    pub(crate) meta: SnapshotMeta,
+}

@@ -1,0 +1,501 @@
+//! The world: machines, network, clients and bad luck on one thread, in simulated time.
+//!
+//! Everything that happens is a [`Todo`] in one queue ordered by (time, sequence). Production code inside: the
+//! host (`althing-shard`) with the Raft core, the log (`althing-wal`) on a disk that crashes, the state machine
+//! (`althing-store`) in memory, and the peers' wire format. Simulated: clocks, links, disks' timing, threads,
+//! clients and whoever runs the cluster.
+//!
+//! A run has two phases: chaos, then calm. After chaos everything is repaired, and the cluster must become
+//! whole within a bounded time: safety alone would be satisfied by a cluster that does nothing.
+
+mod calm;
+mod clients;
+mod counts;
+mod effects;
+mod links;
+mod machine;
+mod nemesis;
+mod net;
+mod operator;
+mod profile;
+mod trace;
+mod watch;
+
+pub use counts::Counts;
+pub use profile::Sabotage;
+
+use crate::history::{History, Outcome, Seen};
+use crate::rng::Rng;
+use althing_raft::entry::ConfigState;
+use althing_raft::ids::{LogPosition, MemberId, Now, Term};
+use althing_raft::io::Role;
+use althing_shard::{Event, WriteToken};
+use althing_store::MemStore;
+use althing_store::ops::{KeyRange, Range};
+use althing_wal::sim_disk::SimDisk;
+use bytes::Bytes;
+use clients::{Clients, Current};
+use machine::{Clock, GROUP, Machine, Parcel, Waiter};
+use net::Network;
+use profile::{Churn, MACHINES_MAX, MS, Profile};
+use std::collections::BTreeMap;
+use trace::Trace;
+use watch::Watch;
+
+/// From a client to its machine.
+const CLIENT_DELAY: u64 = MS / 20;
+/// Something that will happen.
+enum Todo {
+    /// A host's deadline.
+    Wake { machine: usize, boot: u64 },
+    /// Bytes of a peer arrive.
+    Arrive { to: MemberId, frame: Bytes },
+    /// A snapshot arrives, or its sender learns that it did not.
+    Snapshot {
+        from: usize,
+        from_boot: u64,
+        to: MemberId,
+        term: Term,
+        parcel: Parcel,
+        lost: bool,
+    },
+    /// The log's thread has finished a sync.
+    Synced { machine: usize, boot: u64 },
+    /// A sabotaged log's thread says so before it has.
+    SaidSynced {
+        machine: usize,
+        boot: u64,
+        token: WriteToken,
+    },
+    /// The state machine's thread has finished a job.
+    Worked { machine: usize, boot: u64 },
+    /// Time to make the state durable.
+    Checkpoint { machine: usize, boot: u64 },
+    /// A crashed machine starts again.
+    Start { machine: usize },
+    /// A client does its next operation.
+    Client { client: usize },
+    /// Its request reaches the machine.
+    Request {
+        machine: usize,
+        boot: u64,
+        client: usize,
+        event: Event,
+    },
+    /// A client loses patience with an operation.
+    GiveUp {
+        client: usize,
+        call: crate::history::CallId,
+    },
+    /// Bad luck.
+    Fault,
+    /// Whoever runs the cluster looks at it.
+    Operate,
+    /// Chaos ends.
+    Calm,
+    /// Is the world whole again?
+    Look,
+}
+
+/// What a run came to.
+#[derive(Clone, Debug)]
+pub(crate) struct Outcomes {
+    pub(crate) violations: Vec<String>,
+    pub(crate) history: History,
+    pub(crate) state: BTreeMap<String, Seen>,
+    pub(crate) counts: Counts,
+    pub(crate) trace_hash: u64,
+    pub(crate) simulated_ns: u64,
+}
+
+/// All of it.
+pub(crate) struct World {
+    profile: Profile,
+    sabotage: Sabotage,
+    now: u64,
+    sequence: u64,
+    queue: BTreeMap<(u64, u64), Todo>,
+    machines: Vec<Machine>,
+    net: Network,
+    clients: Clients,
+    rng: Rng,
+    watch: Watch,
+    trace: Trace,
+    counts: Counts,
+    calm_at: Option<u64>,
+    done: bool,
+    final_state: BTreeMap<String, Seen>,
+}
+
+impl World {
+    pub(crate) fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
+        let profile = Profile::draw(seed);
+        let mut ids = Rng::split(seed, "ids", 0);
+        let machines = (0..MACHINES_MAX)
+            .map(|number| {
+                let mut rng = Rng::split(seed, "machine", number as u64);
+                Machine {
+                    member: MemberId(ids.next_u64() | 1),
+                    disk: SimDisk::new(rng.next_u64()),
+                    checkpoint: MemStore::default(),
+                    clock: Clock {
+                        offset: rng.below(1 << 40),
+                        drift_ppm: rng.below(profile.clock_drift_ppm + 1),
+                    },
+                    process: None,
+                    paused_until: 0,
+                    boot: 0,
+                    wanted: number < profile.members,
+                    gone: number >= profile.members,
+                    rng,
+                }
+            })
+            .collect();
+        let mut world = Self {
+            net: Network::new(seed, &profile),
+            clients: Clients::new(seed, &profile),
+            rng: Rng::split(seed, "nemesis", 0),
+            watch: Watch::new(profile.churn == Churn::Wipe),
+            trace: Trace::new(print),
+            profile,
+            sabotage,
+            now: 0,
+            sequence: 0,
+            queue: BTreeMap::new(),
+            machines,
+            counts: Counts::default(),
+            calm_at: None,
+            done: false,
+            final_state: BTreeMap::new(),
+        };
+        world.genesis();
+        world
+    }
+
+    fn genesis(&mut self) {
+        let first = if self.profile.born_together {
+            self.profile.members
+        } else {
+            1
+        };
+        let members: Vec<MemberId> = self.machines[..first].iter().map(|machine| machine.member).collect();
+        for machine in &self.machines[..first] {
+            let entries = machine::birth(&machine.disk, &self.profile, &members);
+            self.watch.booted(machine.member, LogPosition::default(), &entries);
+        }
+        self.watch.born(ConfigState {
+            voters: members.into_iter().collect(),
+            ..ConfigState::default()
+        });
+        for machine in 0..self.profile.members {
+            self.later(0, Todo::Start { machine });
+        }
+        for client in 0..self.clients.all.len() {
+            let think = self.clients.all[client].rng.below(self.profile.think_max);
+            self.later(think, Todo::Client { client });
+        }
+        self.later(self.profile.fault_every, Todo::Fault);
+        self.later(500 * MS, Todo::Operate);
+        self.later(self.profile.chaos_time, Todo::Calm);
+    }
+
+    fn later(&mut self, wait: u64, todo: Todo) {
+        self.sequence += 1;
+        self.queue.insert((self.now + wait, self.sequence), todo);
+    }
+
+    /// Runs to the end: until the world is whole, a promise is broken, or time is up.
+    pub(crate) fn run(mut self) -> Outcomes {
+        while !self.done && self.watch.violations().is_empty() {
+            let Some(((at, _), todo)) = self.queue.pop_first() else {
+                break;
+            };
+            assert!(at >= self.now, "invariant: time does not go back");
+            self.now = at;
+            self.counts.events += 1;
+            self.take(todo);
+        }
+        self.counts.elections = self.watch.elections;
+        self.counts.truncations = self.watch.truncations;
+        let mut counts = self.counts;
+        let history = std::mem::take(&mut self.clients.recorder).finish(self.now);
+        for event in &history.events {
+            match event.outcome {
+                Outcome::Ok { .. } => counts.ok += 1,
+                Outcome::Failed { .. } => counts.failed += 1,
+                Outcome::Unknown { .. } => counts.unknown += 1,
+            }
+        }
+        Outcomes {
+            violations: self.watch.violations().to_vec(),
+            history,
+            state: self.final_state,
+            counts,
+            trace_hash: self.trace.hash(),
+            simulated_ns: self.now,
+        }
+    }
+
+    /// The machine whose process a todo is meant for, if it still runs. A paused machine's todos wait for it.
+    fn alive(&self, machine: usize, boot: u64) -> bool {
+        self.machines[machine].boot == boot && self.machines[machine].process.is_some()
+    }
+
+    fn take(&mut self, todo: Todo) {
+        let concerned = match &todo {
+            Todo::Wake { machine, .. }
+            | Todo::Synced { machine, .. }
+            | Todo::SaidSynced { machine, .. }
+            | Todo::Worked { machine, .. }
+            | Todo::Request { machine, .. }
+            | Todo::Checkpoint { machine, .. } => Some(*machine),
+            Todo::Arrive { to, .. } => self.machine_of(*to),
+            Todo::Snapshot { to, .. } => self.machine_of(*to),
+            Todo::Start { .. }
+            | Todo::Client { .. }
+            | Todo::GiveUp { .. }
+            | Todo::Fault
+            | Todo::Operate
+            | Todo::Calm
+            | Todo::Look => None,
+        };
+        if let Some(until) = concerned
+            .map(|machine| self.machines[machine].paused_until)
+            .filter(|until| *until > self.now)
+        {
+            return self.later(until - self.now, todo);
+        }
+        match todo {
+            Todo::Wake { machine, boot } => {
+                let due = self.alive(machine, boot)
+                    && self.machines[machine]
+                        .process
+                        .as_ref()
+                        .is_some_and(|process| process.wake_at == Some(self.now));
+                // A pause makes wakes late; those are due as well.
+                if due || self.alive(machine, boot) && self.overdue(machine) {
+                    if let Some(process) = &mut self.machines[machine].process {
+                        process.wake_at = None;
+                    }
+                    self.poll(machine, Vec::new());
+                }
+            }
+            Todo::Arrive { to, frame } => self.arrive(to, frame),
+            Todo::Snapshot {
+                from,
+                from_boot,
+                to,
+                term,
+                parcel,
+                lost,
+            } => {
+                self.snapshot_arrives(from, from_boot, to, term, parcel, lost);
+            }
+            Todo::Synced { machine, boot } => {
+                if self.alive(machine, boot) {
+                    self.synced(machine);
+                }
+            }
+            Todo::SaidSynced { machine, boot, token } => {
+                if self.alive(machine, boot) {
+                    self.poll(machine, vec![Event::Written(token)]);
+                }
+            }
+            Todo::Worked { machine, boot } => {
+                if self.alive(machine, boot) {
+                    self.worked(machine);
+                }
+            }
+            Todo::Checkpoint { machine, boot } => {
+                if self.alive(machine, boot) {
+                    self.checkpoint(machine);
+                }
+            }
+            Todo::Start { machine } => self.start(machine),
+            Todo::Client { client } => self.client_acts(client),
+            Todo::Request {
+                machine,
+                boot,
+                client,
+                event,
+            } => {
+                if self.alive(machine, boot) {
+                    self.request(machine, client, event);
+                }
+            }
+            Todo::GiveUp { client, call } => {
+                let waiting = self.clients.all[client]
+                    .current
+                    .as_ref()
+                    .is_some_and(|current| current.call == call);
+                if waiting {
+                    self.client_ends(
+                        client,
+                        Outcome::Unknown {
+                            error: "the client lost patience".to_owned(),
+                        },
+                    );
+                }
+            }
+            Todo::Fault => self.fault(),
+            Todo::Operate => self.operate(),
+            Todo::Calm => self.calm(),
+            Todo::Look => self.look(),
+        }
+    }
+
+    fn overdue(&self, machine: usize) -> bool {
+        let wake_at = self.machines[machine]
+            .process
+            .as_ref()
+            .and_then(|process| process.wake_at);
+        wake_at.is_some_and(|at| at <= self.now)
+    }
+
+    /// The machine that holds a member's volume now; a wiped member has none.
+    fn machine_of(&self, member: MemberId) -> Option<usize> {
+        self.machines.iter().position(|machine| machine.member == member)
+    }
+
+    /// The machine whose process leads in the highest term, if any.
+    fn leader(&self) -> Option<usize> {
+        let leading = |number: usize| {
+            let process = self.machines[number].process.as_ref()?;
+            let soft = process.host.view(GROUP)?.raft.soft;
+            (soft.role == Role::Leader).then_some((soft.term, number))
+        };
+        (0..self.machines.len())
+            .filter_map(leading)
+            .max()
+            .map(|(_, number)| number)
+    }
+
+    fn client_acts(&mut self, client: usize) {
+        if self.clients.all[client].left == 0 || self.clients.all[client].current.is_some() {
+            return;
+        }
+        let running: Vec<usize> = (0..self.machines.len())
+            .filter(|&machine| self.machines[machine].process.is_some())
+            .collect();
+        let state = &mut self.clients.all[client];
+        if !running.contains(&state.machine) || !state.rng.chance(self.profile.sticky) {
+            match state.rng.pick(&running) {
+                Some(machine) => state.machine = *machine,
+                None => return self.later(100 * MS, Todo::Client { client }),
+            }
+        }
+        let machine = state.machine;
+        let op = self.clients.next_op(client);
+        let call = self.clients.begin(client, op.clone(), self.now);
+        let patience = self.profile.patience;
+        let deadline = Now(self.machines[machine].clock.local(self.now).0 + patience);
+        let boot = self.machines[machine].boot;
+        let process = self.machines[machine]
+            .process
+            .as_mut()
+            .expect("invariant: chosen among the running");
+        let request = process.request(Waiter::Client(client));
+        self.trace
+            .note(self.now, client as u64, "client", &[machine as u64, request.0], || {
+                format!("at {machine}: {op:?}")
+            });
+        let command = clients::command(&op);
+        self.clients.all[client].current = Some(Current {
+            call,
+            op: op.clone(),
+            machine,
+            boot,
+            request,
+        });
+        self.later(patience + 1000 * MS, Todo::GiveUp { client, call });
+        let event = match command {
+            Some(command) => {
+                let mut bytes = Vec::new();
+                althing_store::codec::encode_command(&command, &mut bytes);
+                Event::Propose {
+                    request,
+                    group: GROUP,
+                    command: Bytes::from(bytes),
+                    deadline,
+                }
+            }
+            None => Event::Read {
+                request,
+                group: GROUP,
+                deadline,
+            },
+        };
+        self.later(
+            CLIENT_DELAY,
+            Todo::Request {
+                machine,
+                boot,
+                client,
+                event,
+            },
+        );
+    }
+
+    fn request(&mut self, machine: usize, client: usize, event: Event) {
+        if let Event::Read { request, .. } = event
+            && self.sabotage == Sabotage::ReadWithoutIndex
+        {
+            if let Some(process) = &mut self.machines[machine].process {
+                process.open.remove(&request);
+            }
+            return self.read(client, machine);
+        }
+        self.poll(machine, vec![event]);
+    }
+
+    fn client_ends(&mut self, client: usize, outcome: Outcome) {
+        let what = match &outcome {
+            Outcome::Ok { .. } => "ok",
+            Outcome::Failed { .. } => "failed",
+            Outcome::Unknown { .. } => "unknown",
+        };
+        self.trace
+            .note(self.now, client as u64, what, &[], || format!("{outcome:?}"));
+        self.clients.end(client, outcome, self.now);
+        if self.clients.all[client].left > 0 {
+            // Calm is for finishing, not for thinking.
+            let think = if self.calm_at.is_some() {
+                MS
+            } else {
+                self.profile.think_max
+            };
+            let think = self.clients.all[client].rng.below(think);
+            self.later(think, Todo::Client { client });
+        }
+    }
+
+    /// Answers a client's read from the state of its machine, now.
+    fn read(&mut self, client: usize, machine: usize) {
+        let Some(current) = &self.clients.all[client].current else {
+            return;
+        };
+        let key = Bytes::copy_from_slice(current.op.key().as_bytes());
+        let Some(process) = &self.machines[machine].process else {
+            return;
+        };
+        let outcome = match process.mvcc.range(&Range::of(KeyRange::Single(key))) {
+            Ok(Ok((revision, result))) => {
+                let seen = result.kvs.first().map(clients::seen);
+                Outcome::Ok {
+                    reply: crate::history::Reply::Get {
+                        revision: revision.0,
+                        seen,
+                    },
+                }
+            }
+            Ok(Err(error)) => Outcome::Failed {
+                error: error.to_string(),
+            },
+            Err(error) => {
+                self.watch.violation(format!("a read fails: {error}"));
+                return;
+            }
+        };
+        self.client_ends(client, outcome);
+    }
+}

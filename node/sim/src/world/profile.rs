@@ -1,0 +1,195 @@
+//! What one run looks like: every number drawn from the seed, so that each seed tries another kind of bad
+//! weather (swarm testing; Groce et al., "Swarm testing", ISSTA 2012).
+
+use crate::rng::Rng;
+use std::time::Duration;
+
+/// One millisecond of simulated time, in nanoseconds.
+pub(crate) const MS: u64 = 1_000_000;
+/// Machines of a run: five members at most, and one that waits.
+pub(crate) const MACHINES_MAX: usize = 6;
+
+/// A rule of the shell that the simulator breaks on purpose, to prove that it would notice. Production code
+/// stays as it is: what is broken is what stands between the host and the (simulated) world.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum Sabotage {
+    /// Nothing is broken.
+    #[default]
+    None,
+    /// `Written` is said before the sync.
+    AckBeforeSync,
+    /// Reads are answered from the local state, without a read index.
+    ReadWithoutIndex,
+    /// A restart forgets term and vote.
+    ForgetVote,
+    /// The network delivers forwarded proposals twice.
+    DuplicateForward,
+    /// A wiped machine comes back under its old member id.
+    SameIdAfterWipe,
+    /// One machine skips a command now and then.
+    SkipCommand,
+    /// Syncs do nothing, and say that they did.
+    LyingDisk,
+}
+
+impl Sabotage {
+    /// All that break something.
+    pub const MUTANTS: [Self; 7] = [
+        Self::AckBeforeSync,
+        Self::ReadWithoutIndex,
+        Self::ForgetVote,
+        Self::DuplicateForward,
+        Self::SameIdAfterWipe,
+        Self::SkipCommand,
+        Self::LyingDisk,
+    ];
+}
+
+/// How membership moves during a run. Kept apart, because a wiped disk counts as a lost copy: safe only
+/// while no other change could make the lost copy part of a majority.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Churn {
+    /// Not at all.
+    Fixed,
+    /// Members are added and removed.
+    Scale,
+    /// Disks are wiped, and the members replaced under new ids.
+    Wipe,
+}
+
+/// One run's numbers. Times in nanoseconds, chances in a thousand.
+#[derive(Clone, Debug)]
+pub(crate) struct Profile {
+    /// Members at first.
+    pub(crate) members: usize,
+    /// Whether they begin as one configuration, or as one voter that the others join.
+    pub(crate) born_together: bool,
+    pub(crate) churn: Churn,
+    pub(crate) election_timeout: Duration,
+    pub(crate) heartbeat_interval: Duration,
+    pub(crate) append_bytes_max: usize,
+    pub(crate) inflight_appends_max: usize,
+    pub(crate) uncommitted_bytes_max: usize,
+    pub(crate) segment_bytes: u64,
+
+    pub(crate) clients: u32,
+    pub(crate) keys: u64,
+    pub(crate) operations: u32,
+    pub(crate) think_max: u64,
+    pub(crate) patience: u64,
+    /// Chance that a client stays at its machine for the next operation.
+    pub(crate) sticky: u64,
+
+    pub(crate) net_delay: (u64, u64),
+    pub(crate) net_spike: u64,
+    pub(crate) net_loss: u64,
+    pub(crate) net_duplicate: u64,
+    pub(crate) sync_time: (u64, u64),
+    pub(crate) apply_time: (u64, u64),
+    pub(crate) checkpoint_every: u64,
+    pub(crate) compact_at_boot: u64,
+    pub(crate) clock_drift_ppm: u64,
+
+    pub(crate) chaos_time: u64,
+    pub(crate) fault_every: u64,
+    /// Weights of the kinds of fault.
+    pub(crate) faults: Weights,
+}
+
+/// How often each kind of fault is chosen, relative to the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Weights {
+    pub(crate) crash: u64,
+    pub(crate) crash_all: u64,
+    pub(crate) pause: u64,
+    pub(crate) split: u64,
+    pub(crate) one_way: u64,
+    pub(crate) isolate_leader: u64,
+    pub(crate) heal: u64,
+    pub(crate) transfer: u64,
+    pub(crate) sync_error: u64,
+    pub(crate) membership: u64,
+}
+
+impl Profile {
+    /// The run of a seed.
+    pub(crate) fn draw(seed: u64) -> Self {
+        let mut rng = Rng::split(seed, "profile", 0);
+        let rng = &mut rng;
+        let churn = *rng
+            .pick(&[Churn::Fixed, Churn::Scale, Churn::Wipe])
+            .expect("invariant: not empty");
+        let members = match churn {
+            Churn::Wipe => 3 + 2 * usize::from(rng.chance(300)),
+            Churn::Fixed | Churn::Scale => {
+                [1, 2, 3, 3, 3, 3, 3, 4, 5, 5][usize::try_from(rng.below(10)).expect("invariant: below ten")]
+            }
+        };
+        let heartbeat = rng.between(20, 100) * MS;
+        let maybe = |rng: &mut Rng, per_mille: u64, low: u64, high: u64| {
+            if rng.chance(per_mille) {
+                rng.between(low, high)
+            } else {
+                0
+            }
+        };
+        let slow_net = rng.chance(250);
+        let slow_disk = rng.chance(250);
+        let slow_apply = rng.chance(200);
+        Self {
+            members,
+            born_together: rng.chance(500),
+            churn,
+            election_timeout: Duration::from_nanos(heartbeat * rng.between(5, 10)),
+            heartbeat_interval: Duration::from_nanos(heartbeat),
+            append_bytes_max: usize::try_from(rng.between(64, 4096)).expect("invariant: small"),
+            inflight_appends_max: usize::try_from(rng.between(1, 8)).expect("invariant: small"),
+            uncommitted_bytes_max: usize::try_from(rng.between(512, 65_536)).expect("invariant: small"),
+            segment_bytes: 8 * rng.between(512, 4096),
+
+            clients: u32::try_from(rng.between(2, 6)).expect("invariant: small"),
+            keys: rng.between(1, 4),
+            operations: u32::try_from(rng.between(20, 80)).expect("invariant: small"),
+            think_max: rng.between(1, 400) * MS,
+            patience: rng.between(200, 4000) * MS,
+            sticky: rng.below(1000),
+
+            net_delay: if slow_net {
+                (10 * MS, 80 * MS)
+            } else {
+                (MS / 10, 3 * MS)
+            },
+            net_spike: maybe(rng, 300, 1, 30),
+            net_loss: maybe(rng, 500, 1, 100),
+            net_duplicate: maybe(rng, 500, 1, 100),
+            sync_time: if slow_disk {
+                (5 * MS, 60 * MS)
+            } else {
+                (MS / 10, 2 * MS)
+            },
+            apply_time: if slow_apply {
+                (10 * MS, 150 * MS)
+            } else {
+                (MS / 100, MS)
+            },
+            checkpoint_every: rng.between(100, 5000) * MS,
+            compact_at_boot: rng.below(1000),
+            clock_drift_ppm: maybe(rng, 500, 1, 20_000),
+
+            chaos_time: rng.between(10_000, 30_000) * MS,
+            fault_every: rng.between(100, 3000) * MS,
+            faults: Weights {
+                crash: rng.between(1, 10),
+                crash_all: maybe(rng, 300, 1, 3),
+                pause: maybe(rng, 500, 1, 8),
+                split: maybe(rng, 600, 1, 8),
+                one_way: maybe(rng, 400, 1, 8),
+                isolate_leader: maybe(rng, 400, 1, 8),
+                heal: rng.between(1, 10),
+                transfer: maybe(rng, 500, 1, 8),
+                sync_error: maybe(rng, 300, 1, 3),
+                membership: rng.between(2, 10),
+            },
+        }
+    }
+}

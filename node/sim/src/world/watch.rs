@@ -1,0 +1,369 @@
+//! Invariants over the whole world, checked as it moves: what no single member can see.
+//!
+//! Names and numbers of the safety properties are those of the Raft paper, figure 3. Members are watched
+//! from outside, by what they write, send and apply, so production code needs no hooks.
+
+use crate::rng::mix;
+use althing_raft::entry::{ConfigState, Entry, Payload};
+use althing_raft::ids::{Index, LogPosition, MemberId, Term};
+use althing_raft::message::{Body, Message};
+use althing_shard::{Item, Work};
+use althing_wal::GroupWrite;
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// A member's log as an onlooker knows it.
+#[derive(Clone, Debug, Default)]
+struct Mirror {
+    start: LogPosition,
+    terms: BTreeMap<Index, Term>,
+}
+
+impl Mirror {
+    fn last(&self) -> LogPosition {
+        self.terms
+            .last_key_value()
+            .map_or(self.start, |(&index, &term)| LogPosition { term, index })
+    }
+
+    fn term_at(&self, index: Index) -> Option<Term> {
+        if index == self.start.index {
+            Some(self.start.term)
+        } else {
+            self.terms.get(&index).copied()
+        }
+    }
+
+    fn write(&mut self, write: &GroupWrite) {
+        if let Some(position) = write.reset_to {
+            self.start = position;
+            self.terms.clear();
+        }
+        if let Some(first) = write.entries.first() {
+            self.terms.split_off(&first.index);
+        }
+        self.terms
+            .extend(write.entries.iter().map(|entry| (entry.index, entry.term)));
+    }
+}
+
+/// What the world knows of an entry that some member has applied.
+#[derive(Clone, Copy, Debug)]
+struct Committed {
+    term: Term,
+    /// Term of the member that first handed it out: it was committed in that term or before.
+    by: Term,
+    work: u64,
+    /// Hash of what applying it answered, once known.
+    answer: Option<u64>,
+}
+
+/// The onlooker.
+#[derive(Debug, Default)]
+pub(crate) struct Watch {
+    leaders: BTreeMap<Term, MemberId>,
+    votes: BTreeMap<(MemberId, Term), MemberId>,
+    /// Each entry ever written: its content and the term before it.
+    entries: BTreeMap<(Index, Term), (u64, Term)>,
+    logs: BTreeMap<MemberId, Mirror>,
+    durable: BTreeMap<MemberId, Mirror>,
+    committed: BTreeMap<Index, Committed>,
+    configs: BTreeMap<Index, ConfigState>,
+    commits: BTreeMap<MemberId, Index>,
+    /// The newest configuration that each member has acted on, in any of its lives.
+    held: BTreeMap<MemberId, Index>,
+    /// Whether copies may vanish: then a durable majority cannot be counted any more.
+    copies_vanish: bool,
+    violations: Vec<String>,
+    pub(crate) elections: u64,
+    pub(crate) truncations: u64,
+}
+
+impl Watch {
+    pub(crate) fn new(copies_vanish: bool) -> Self {
+        Self {
+            copies_vanish,
+            ..Self::default()
+        }
+    }
+
+    /// Notes a broken promise. The first one is what matters; later ones are often its echo.
+    pub(crate) fn violation(&mut self, text: String) {
+        /// Enough to see an echo's shape.
+        const VIOLATIONS_MAX: usize = 20;
+        if self.violations.len() < VIOLATIONS_MAX {
+            self.violations.push(text);
+        }
+    }
+
+    pub(crate) fn violations(&self) -> &[String] {
+        &self.violations
+    }
+
+    /// The newest configuration that anybody has applied.
+    pub(crate) fn config(&self) -> ConfigState {
+        self.configs
+            .last_key_value()
+            .map(|(_, config)| config.clone())
+            .unwrap_or_default()
+    }
+
+    pub(crate) fn born(&mut self, config: ConfigState) {
+        self.configs.insert(config.index, config);
+    }
+
+    /// A member starts with this log, all of it durable.
+    pub(crate) fn booted(&mut self, member: MemberId, start: LogPosition, entries: &[Entry]) {
+        let terms = entries.iter().map(|entry| (entry.index, entry.term)).collect();
+        let mirror = Mirror { start, terms };
+        self.logs.insert(member, mirror.clone());
+        self.durable.insert(member, mirror);
+        self.commits.remove(&member);
+    }
+
+    /// A member's disk is gone for good.
+    pub(crate) fn wiped(&mut self, member: MemberId) {
+        self.logs.remove(&member);
+        self.durable.remove(&member);
+        self.held.remove(&member);
+    }
+
+    /// A member acts on the configuration of this entry. No crash may take it back to an older one: it could
+    /// count votes of members that have been switched off since.
+    pub(crate) fn holds(&mut self, member: MemberId, config: Index) {
+        let before = self.held.insert(member, config).unwrap_or_default();
+        if config < before {
+            self.violation(format!(
+                "{member} goes back from the configuration of entry {before} to that of {config}"
+            ));
+        }
+    }
+
+    /// A member wants this written. Checks Log Matching and that nothing committed is cut off (pitfall P17).
+    pub(crate) fn wrote(&mut self, member: MemberId, write: &GroupWrite) {
+        let mirror = self.logs.entry(member).or_default();
+        if let Some(first) = write.entries.first() {
+            let cut: Vec<(Index, Term)> = mirror
+                .terms
+                .range(first.index..)
+                .map(|(&index, &term)| (index, term))
+                .collect();
+            self.truncations += u64::from(!cut.is_empty());
+            for (index, term) in cut {
+                let kept = write
+                    .entries
+                    .iter()
+                    .any(|entry| entry.index == index && entry.term == term);
+                if !kept
+                    && self
+                        .committed
+                        .get(&index)
+                        .is_some_and(|committed| committed.term == term)
+                {
+                    self.violation(format!(
+                        "{member} cuts entry {index} of term {term} off, which is committed"
+                    ));
+                }
+            }
+        }
+        let mirror = self.logs.entry(member).or_default();
+        let mut before = match write.entries.first() {
+            Some(first) if write.reset_to.is_none() => mirror.term_at(first.index.prev()),
+            Some(_) | None => write.reset_to.map(|position| position.term),
+        };
+        mirror.write(write);
+        for entry in &write.entries {
+            let content = content_hash(&entry.payload);
+            let term_before = before.unwrap_or_default();
+            let known = *self
+                .entries
+                .entry((entry.index, entry.term))
+                .or_insert((content, term_before));
+            if known != (content, term_before) {
+                self.violation(format!(
+                    "log matching: {member} has another entry {} of term {} than others, or another one before it",
+                    entry.index, entry.term
+                ));
+            }
+            before = Some(entry.term);
+        }
+    }
+
+    /// The same is durable now.
+    pub(crate) fn synced(&mut self, member: MemberId, write: &GroupWrite) {
+        self.durable.entry(member).or_default().write(write);
+    }
+
+    /// A member says something. Checks that promises are durable (pitfall P7) and votes given once a term.
+    pub(crate) fn sent(&mut self, message: &Message) {
+        let (from, term) = (message.from, message.term);
+        match &message.body {
+            Body::VoteReply { granted: true } => self.voted(from, term, message.to),
+            Body::Vote { .. } => self.voted(from, term, from),
+            Body::AppendAccepted { last } => {
+                let has = self.durable.get(&from).map(Mirror::last).unwrap_or_default();
+                if has.index < *last {
+                    self.violation(format!(
+                        "{from} acknowledges entry {last} in term {term} and has only {} durably",
+                        has.index
+                    ));
+                }
+            }
+            Body::VoteReply { granted: false }
+            | Body::PreVote { .. }
+            | Body::PreVoteReply { .. }
+            | Body::Append { .. }
+            | Body::AppendRejected { .. }
+            | Body::Heartbeat { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::Snapshot { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. }
+            | Body::Forward { .. } => {}
+        }
+    }
+
+    fn voted(&mut self, voter: MemberId, term: Term, candidate: MemberId) {
+        let first = *self.votes.entry((voter, term)).or_insert(candidate);
+        if first != candidate {
+            self.violation(format!("{voter} votes for {first} and for {candidate} in term {term}"));
+        }
+    }
+
+    /// A member leads. Checks Election Safety and Leader Completeness.
+    pub(crate) fn leads(&mut self, member: MemberId, term: Term) {
+        let first = *self.leaders.entry(term).or_insert_with(|| {
+            self.elections += 1;
+            member
+        });
+        if first != member {
+            self.violation(format!("election safety: {first} and {member} both lead term {term}"));
+        }
+        let mirror = self.logs.entry(member).or_default();
+        let missing = self
+            .committed
+            .range(mirror.start.index.next()..)
+            .find(|(index, committed)| committed.by < term && mirror.term_at(**index) != Some(committed.term));
+        if let Some((index, committed)) = missing {
+            let text = format!(
+                "leader completeness: {member} leads term {term} without committed entry {index} of term {}",
+                committed.term
+            );
+            self.violation(text);
+        }
+    }
+
+    /// A member's commit index in this life.
+    pub(crate) fn commits(&mut self, member: MemberId, commit: Index) {
+        let before = self.commits.insert(member, commit).unwrap_or_default();
+        if commit < before {
+            self.violation(format!(
+                "{member} takes its commit index back from {before} to {commit}"
+            ));
+        }
+    }
+
+    /// A member hands an entry to its state machine. Checks State Machine Safety, and that a majority has the
+    /// entry durably when it is first seen committed.
+    pub(crate) fn handed(&mut self, member: MemberId, now: Term, item: &Item) {
+        let LogPosition { term, index } = item.position;
+        let work = work_hash(&item.work);
+        if let Some(known) = self.committed.get(&index) {
+            if (known.term, known.work) != (term, work) {
+                let text = format!(
+                    "state machine safety: {member} applies entry {index} of term {term}, others one of term {}{}",
+                    known.term,
+                    if known.work == work {
+                        ""
+                    } else {
+                        " with another content"
+                    }
+                );
+                self.violation(text);
+            }
+            return;
+        }
+        self.committed.insert(
+            index,
+            Committed {
+                term,
+                by: now,
+                work,
+                answer: None,
+            },
+        );
+        // Who counts is who belonged before this entry. A leader may commit it together with the change before
+        // it, which then does not hold for it yet: one older configuration is as good.
+        let mut configs = self.configs.range(..index).rev().map(|(_, config)| config);
+        let enough = |config: &ConfigState| {
+            let holds = |voter: &&MemberId| {
+                self.durable
+                    .get(*voter)
+                    .is_some_and(|mirror| mirror.term_at(index) == Some(term) || mirror.start.index >= index)
+            };
+            config.voters.iter().filter(holds).count() >= config.quorum()
+        };
+        let known = configs.next();
+        if !self.copies_vanish && known.is_some_and(|config| !enough(config)) && !configs.next().is_some_and(enough) {
+            self.violation(format!(
+                "{member} commits entry {index} of term {term}, which no majority has durably"
+            ));
+        }
+        match &item.work {
+            Work::Configure { state, .. } => {
+                self.configs.insert(index, state.clone());
+            }
+            Work::Noop | Work::Command { .. } => {}
+        }
+    }
+
+    /// What applying an entry answered at one member; every member must answer the same.
+    pub(crate) fn answered(&mut self, member: MemberId, index: Index, answer: &impl std::fmt::Debug) {
+        let hash = text_hash(&format!("{answer:?}"));
+        let Some(known) = self.committed.get_mut(&index) else {
+            return;
+        };
+        if *known.answer.get_or_insert(hash) != hash {
+            self.violation(format!(
+                "{member} got another result of entry {index} than others: {answer:?}"
+            ));
+        }
+    }
+
+    /// Highest entry known to be committed.
+    pub(crate) fn last_committed(&self) -> Index {
+        self.committed
+            .last_key_value()
+            .map(|(&index, _)| index)
+            .unwrap_or_default()
+    }
+}
+
+fn text_hash(text: &str) -> u64 {
+    bytes_hash(&Bytes::copy_from_slice(text.as_bytes()))
+}
+
+fn bytes_hash(bytes: &Bytes) -> u64 {
+    bytes.chunks(8).fold(0, |hash, chunk| {
+        let mut word = [0; 8];
+        word[..chunk.len()].copy_from_slice(chunk);
+        mix(hash ^ u64::from_le_bytes(word)).wrapping_add(chunk.len() as u64)
+    })
+}
+
+fn content_hash(payload: &Payload) -> u64 {
+    match payload {
+        Payload::Noop => 1,
+        Payload::Command(bytes) => bytes_hash(bytes).wrapping_mul(3),
+        Payload::Config(change) => text_hash(&format!("{change:?}")).wrapping_mul(5),
+    }
+}
+
+fn work_hash(work: &Work) -> u64 {
+    match work {
+        Work::Noop => 1,
+        Work::Command { command, waiter: _ } => bytes_hash(command).wrapping_mul(3),
+        Work::Configure { change, state } => text_hash(&format!("{change:?}{state:?}")).wrapping_mul(5),
+    }
+}
