@@ -1,0 +1,45 @@
+//! The HTTP admin API: what `althing-admin` promises, served.
+
+mod page;
+mod routes;
+
+use crate::node::Joiner;
+use crate::shared::Shared;
+use althing_admin::paths;
+use axum::Router;
+use axum::routing::{delete, get, post};
+use std::sync::Arc;
+use tokio::net::TcpListener;
+
+/// What the handlers share.
+#[derive(Clone)]
+struct Context {
+    shared: Arc<Shared>,
+    joiner: Arc<Joiner>,
+}
+
+/// Serves until the task is aborted: an operator watches a node go down through it.
+pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>) {
+    let router = router(Context { shared, joiner });
+    if let Err(error) = axum::serve(socket, router).await {
+        tracing::error!(%error, "the admin port failed");
+    }
+}
+
+fn router(context: Context) -> Router {
+    Router::new()
+        .route("/", get(page::page))
+        .route("/docs", get(page::page))
+        .route(paths::OPENAPI, get(page::openapi))
+        .route(paths::HEALTHZ, get(routes::healthz))
+        .route(paths::READYZ, get(routes::readyz))
+        .route(paths::METRICS, get(routes::metrics))
+        .route(paths::STATUS, get(routes::status))
+        .route(paths::BOOTSTRAP, post(routes::bootstrap))
+        .route(paths::MEMBERS, get(routes::members).post(routes::add_learner))
+        .route(paths::MEMBER, delete(routes::remove))
+        .route(paths::PROMOTE, post(routes::promote))
+        .route(paths::SHARDS, get(routes::shards))
+        .route(paths::TRANSFER_LEADER, post(routes::transfer_leader))
+        .with_state(context)
+}

@@ -1,0 +1,314 @@
+//! The `default` keyspace: one Raft group behind the gRPC services' seam.
+
+use crate::members::MemberInfo;
+use crate::metrics::{Outcome, Proposal, Shard};
+use crate::shared::{Failed, Shared, Store};
+use crate::telemetry::Tracer;
+use crate::waiters::Answer;
+use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
+use althing_raft::ids::{GroupId, MemberId};
+use althing_raft::io::Role;
+use althing_shard::{Done, Event, Refusal};
+use althing_store::StoreError;
+use althing_store::codec::encode_command;
+use althing_store::ops::{Command, KeyRange, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use async_trait::async_trait;
+use bytes::BytesMut;
+use std::sync::Arc;
+
+/// The group that holds the keyspace.
+const GROUP: GroupId = GroupId::FIRST_SHARD;
+/// Bytes of an encoded command; above the API's own limit, so that this is a backstop.
+const COMMAND_BYTES_MAX: usize = 3 << 20;
+
+/// The keyspace as this member serves it.
+pub struct DefaultKeyspace {
+    shared: Arc<Shared>,
+    tracer: Tracer,
+}
+
+impl DefaultKeyspace {
+    /// Over a node.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, tracer: Tracer) -> Self {
+        Self { shared, tracer }
+    }
+
+    fn store(&self) -> Result<Arc<Store>, KeyspaceError> {
+        self.shared.groups.get(GROUP).ok_or(KeyspaceError::Stopped)
+    }
+
+    fn header_at(&self, revision: Revision) -> Header {
+        Header {
+            cluster_id: self.shared.cluster().unwrap_or_default(),
+            member_id: self.shared.me.0,
+            revision,
+            raft_term: self.shared.soft(GROUP).map(|soft| soft.term.0).unwrap_or_default(),
+        }
+    }
+
+    /// Waits until the state machine has everything that was committed when this was called.
+    async fn catch_up(&self, consistency: Consistency) -> Result<(), KeyspaceError> {
+        match consistency {
+            // The cluster is named first: a node outside of every cluster has nothing to serve.
+            Consistency::Serializable => self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped),
+            Consistency::Linearizable => {
+                let deadline = self.shared.deadline();
+                let read = self
+                    .shared
+                    .ask_host(|request| Event::Read {
+                        request,
+                        group: GROUP,
+                        deadline,
+                    })
+                    .await;
+                read.map(|_| ()).map_err(failed)
+            }
+        }
+    }
+
+    fn count(&self, outcome: Outcome) {
+        self.shared
+            .metrics
+            .proposals
+            .get_or_create(&Proposal {
+                shard: GROUP.0,
+                outcome,
+            })
+            .inc();
+    }
+}
+
+/// Counts a command as under way, also if its client goes away.
+struct Counted<'a>(&'a Shared);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared) -> Self {
+        shared
+            .metrics
+            .proposals_pending
+            .get_or_create(&Shard { shard: GROUP.0 })
+            .inc();
+        Self(shared)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0
+            .metrics
+            .proposals_pending
+            .get_or_create(&Shard { shard: GROUP.0 })
+            .dec();
+    }
+}
+
+fn failed(failed: Failed) -> KeyspaceError {
+    let refusal = match failed {
+        Failed::Stopped => return KeyspaceError::Stopped,
+        Failed::Refused(refusal) => refusal,
+    };
+    match refusal {
+        Refusal::NoLeader => KeyspaceError::NoLeader,
+        Refusal::NotLeader { .. } => KeyspaceError::NotLeader,
+        Refusal::LeaderChanged => KeyspaceError::LeaderChanged,
+        Refusal::Timeout => KeyspaceError::Timeout,
+        Refusal::TooManyRequests | Refusal::ChangeInFlight => KeyspaceError::TooManyRequests,
+        Refusal::BadTransferee | Refusal::ChangeInvalid | Refusal::Conflict { .. } | Refusal::LearnerBehind => {
+            KeyspaceError::BadTransferee
+        }
+        Refusal::Learner => KeyspaceError::Learner,
+        Refusal::NotMember | Refusal::NoGroup => KeyspaceError::Stopped,
+    }
+}
+
+/// A store that fails cannot answer; the details are for the log, not for clients.
+fn broken(error: &StoreError) -> KeyspaceError {
+    tracing::error!(%error, "the state store failed a read");
+    KeyspaceError::Stopped
+}
+
+/// Whether a command may need space: deletions and compaction are how space is made.
+fn grows(command: &Command) -> bool {
+    fn puts(ops: &[Op]) -> bool {
+        ops.iter().any(|op| match op {
+            Op::Put(_) => true,
+            Op::Txn(inner) => puts(&inner.success) || puts(&inner.failure),
+            Op::Range(_) | Op::Delete(_) => false,
+        })
+    }
+    match command {
+        Command::Put(_) => true,
+        Command::Txn(txn) => puts(&txn.success) || puts(&txn.failure),
+        Command::Delete(_) | Command::Compact(_) => false,
+    }
+}
+
+#[async_trait]
+impl Keyspace for DefaultKeyspace {
+    async fn range(&self, range: Range, consistency: Consistency) -> Result<(Header, RangeResult), KeyspaceError> {
+        self.catch_up(consistency).await?;
+        let store = self.store()?;
+        let found = match &range.keys {
+            KeyRange::Single(_) => store.range(&range),
+            // May read much of the disk: other requests of this thread go on elsewhere meanwhile.
+            KeyRange::Between(..) | KeyRange::From(_) => tokio::task::block_in_place(|| store.range(&range)),
+        };
+        let (revision, result) = found.map_err(|error| broken(&error))??;
+        Ok((self.header_at(revision), result))
+    }
+
+    async fn read_txn(&self, txn: Txn, consistency: Consistency) -> Result<(Header, OpResult), KeyspaceError> {
+        self.catch_up(consistency).await?;
+        let store = self.store()?;
+        let (revision, result) =
+            tokio::task::block_in_place(|| store.read_txn(&txn)).map_err(|error| broken(&error))??;
+        Ok((self.header_at(revision), result))
+    }
+
+    async fn execute(&self, command: Command) -> Result<(Header, OpResult), KeyspaceError> {
+        if grows(&command) && self.shared.short_of_space() {
+            self.count(Outcome::refused);
+            return Err(OpError::NoSpace.into());
+        }
+        let mut bytes = BytesMut::new();
+        encode_command(&command, &mut bytes);
+        if bytes.len() > COMMAND_BYTES_MAX {
+            self.count(Outcome::refused);
+            return Err(KeyspaceError::TooLarge);
+        }
+        let _counted = Counted::new(&self.shared);
+        let (command, deadline) = (bytes.freeze(), self.shared.deadline());
+        let answer = self
+            .shared
+            .ask(|request| Event::Propose {
+                request,
+                group: GROUP,
+                command,
+                deadline,
+            })
+            .await;
+        match answer {
+            Ok(Answer::Applied(result, timeline)) => {
+                self.count(Outcome::applied);
+                self.tracer.follow(&self.shared, &timeline);
+                Ok((self.header_at(result.revision), result.result?))
+            }
+            Ok(Answer::Host(Err(refusal))) => {
+                self.count(match refusal {
+                    Refusal::LeaderChanged | Refusal::Timeout => Outcome::unknown,
+                    Refusal::NoLeader
+                    | Refusal::NotLeader { .. }
+                    | Refusal::TooManyRequests
+                    | Refusal::Conflict { .. }
+                    | Refusal::ChangeInFlight
+                    | Refusal::ChangeInvalid
+                    | Refusal::LearnerBehind
+                    | Refusal::BadTransferee
+                    | Refusal::Learner
+                    | Refusal::NotMember
+                    | Refusal::NoGroup => Outcome::refused,
+                });
+                Err(failed(Failed::Refused(refusal)))
+            }
+            Ok(Answer::Host(Ok(Done::Read { .. } | Done::Configured { .. } | Done::Transferred { .. }))) => {
+                unreachable!("invariant: commands are answered by the state machine")
+            }
+            Err(error) => {
+                self.count(Outcome::unknown);
+                Err(failed(error))
+            }
+        }
+    }
+
+    fn header(&self) -> Header {
+        let revision = self
+            .shared
+            .groups
+            .get(GROUP)
+            .map_or(Revision(0), |store| store.current_revision());
+        self.header_at(revision)
+    }
+
+    async fn status(&self) -> Result<(Header, Status), KeyspaceError> {
+        let store = self.store()?;
+        let size = tokio::task::block_in_place(|| store.size()).map_err(|error| broken(&error))?;
+        let views = self.shared.views().await;
+        let (_, view) = views
+            .into_iter()
+            .find(|(group, _)| *group == GROUP)
+            .ok_or(KeyspaceError::Stopped)?;
+        let soft = &view.raft.soft;
+        let mut errors = Vec::new();
+        if soft.leader.is_none() {
+            errors.push("etcdserver: no leader".to_owned());
+        }
+        if self.shared.short_of_space() {
+            errors.push("etcdserver: mvcc: database space exceeded".to_owned());
+        }
+        let status = Status {
+            db_size: i64::try_from(size.on_disk).unwrap_or(i64::MAX),
+            db_size_in_use: i64::try_from(size.in_use).unwrap_or(i64::MAX),
+            leader: soft.leader.map(|leader| leader.0).unwrap_or_default(),
+            raft_index: view.raft.commit.0,
+            raft_term: soft.term.0,
+            raft_applied_index: view.applied.index.0,
+            errors,
+            is_learner: soft.config.learners.contains(&self.shared.me),
+        };
+        Ok((self.header(), status))
+    }
+
+    async fn members(&self, consistency: Consistency) -> Result<(Header, Vec<MemberEntry>), KeyspaceError> {
+        self.catch_up(consistency).await?;
+        let store = self.store()?;
+        let config = store.applied().config;
+        let entry = |(member, context): (&MemberId, &bytes::Bytes)| {
+            let info = MemberInfo::decode(context);
+            MemberEntry {
+                id: member.0,
+                name: info.name,
+                peer_urls: vec![format!("http://{}", info.peer_address)],
+                client_urls: info.client_urls,
+                is_learner: config.learners.contains(member),
+            }
+        };
+        Ok((self.header(), store.members().iter().map(entry).collect()))
+    }
+
+    async fn move_leader(&self, target: u64) -> Result<Header, KeyspaceError> {
+        let (to, deadline) = (Some(MemberId(target)), self.shared.deadline());
+        let asked = self
+            .shared
+            .ask_host(|request| Event::Transfer {
+                request,
+                group: GROUP,
+                to,
+                deadline,
+            })
+            .await;
+        match asked.map_err(failed)? {
+            Done::Transferred { leader } if leader.0 == target => Ok(self.header()),
+            Done::Transferred { .. } => Err(KeyspaceError::LeaderChanged),
+            Done::Read { .. } | Done::Configured { .. } => unreachable!("invariant: a transfer is answered as one"),
+        }
+    }
+
+    fn serving(&self) -> bool {
+        self.shared.readiness().ready
+    }
+
+    fn has_leader(&self) -> bool {
+        self.shared
+            .soft(GROUP)
+            .is_some_and(|soft| soft.role == Role::Leader || soft.leader.is_some())
+    }
+
+    fn alarms(&self) -> Vec<Alarm> {
+        if self.shared.short_of_space() {
+            vec![Alarm::NoSpace]
+        } else {
+            Vec::new()
+        }
+    }
+}

@@ -1,0 +1,517 @@
+//! One node from its first file to its last: boot, joining a cluster, graceful shutdown.
+
+use crate::admin;
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::identity::{Identity, IdentityError, draw};
+use crate::keyspace::DefaultKeyspace;
+use crate::listener;
+use crate::members::MemberInfo;
+use crate::peers::Peers;
+use crate::ready;
+use crate::recover::{RecoverError, judge};
+use crate::shared::{Inboxes, Shared, Store};
+use crate::snapshot::Outgoing;
+use crate::telemetry::{RequestObserver, Tracer};
+use crate::threads::host::Job;
+use crate::threads::wal::WalJob;
+use crate::threads::{apply, checkpoint, host, wal};
+use althing_api::health::HealthSwitch;
+use althing_raft::ids::GroupId;
+use althing_raft::io::{Config as CoreConfig, Role, Start};
+use althing_shard::envelope::BootNonce;
+use althing_shard::{Event, GroupStart, Host, HostConfig};
+use althing_store::{Mvcc, SledStore, StoreError};
+use althing_store::{Opened, SledOptions};
+use althing_wal::{GroupWrite, StdDisk, Wal, WalError};
+use std::io;
+use std::net::SocketAddr;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, mpsc};
+use std::thread::JoinHandle;
+use std::time::Duration;
+use tokio::net::TcpListener;
+use tokio::sync::{Mutex, oneshot};
+use tokio::task::AbortHandle;
+
+/// The only data group of this version.
+const GROUP: GroupId = GroupId::FIRST_SHARD;
+/// Bytes of entries in one append: a follower writes it in a few milliseconds.
+const APPEND_BYTES_MAX: usize = 1 << 20;
+/// Appends under way per follower: covers a round trip of 100 ms at a thousand small appends a second with some to spare.
+const INFLIGHT_APPENDS_MAX: usize = 128;
+/// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
+const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+/// How long a leader waits for its successor when it goes down.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// How long requests under way may take when the node goes down.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+/// How often the volume is measured.
+const VOLUME_INTERVAL: Duration = Duration::from_secs(2);
+
+/// Why a node cannot start, or go on.
+#[derive(Debug, thiserror::Error)]
+pub enum NodeError {
+    /// Its volume.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// Its log.
+    #[error(transparent)]
+    Wal(#[from] WalError),
+    /// Its state.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// Both do not fit together.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// A port is taken, or not allowed.
+    #[error("cannot listen on {addr} ({what}): {source}")]
+    Listen {
+        /// The address.
+        addr: SocketAddr,
+        /// What for.
+        what: &'static str,
+        /// Why not.
+        source: io::Error,
+    },
+    /// No thread could be had.
+    #[error("cannot start a thread: {0}")]
+    Thread(io::Error),
+    /// The volume has a log and no cluster, so nobody may claim it.
+    #[error(
+        "this volume has a log and no cluster: its bootstrap was interrupted. Repeat the bootstrap with the cluster's id"
+    )]
+    HalfBorn,
+    /// It belongs to another one.
+    #[error("this node belongs to cluster {0:016x}")]
+    OtherCluster(u64),
+    /// It is going down.
+    #[error("the node is going down")]
+    Stopped,
+}
+
+/// Brings a node into a cluster, once.
+pub struct Joiner {
+    shared: Arc<Shared>,
+    state: Mutex<JoinState>,
+}
+
+struct JoinState {
+    identity: Identity,
+    /// What the log holds although no cluster is known: an interrupted bootstrap.
+    half_born: Option<Start>,
+}
+
+impl Joiner {
+    /// A leader called an empty node: its cluster is ours. Says which cluster it is.
+    ///
+    /// # Errors
+    /// If the volume is not empty, or the disk refuses.
+    pub async fn adopt(&self, cluster: u64) -> Result<u64, NodeError> {
+        let mut state = self.state.lock().await;
+        if let Some(present) = state.identity.cluster() {
+            return Ok(present);
+        }
+        if state.half_born.is_some() {
+            return Err(NodeError::HalfBorn);
+        }
+        self.join(&mut state, cluster, Start::default())?;
+        tracing::info!(cluster = format!("{cluster:016x}"), "joins the cluster that called");
+        Ok(cluster)
+    }
+
+    /// Makes an empty node the only voter of a new cluster. Repeating it is harmless.
+    ///
+    /// # Errors
+    /// If it belongs to another cluster, or the disk refuses.
+    pub async fn bootstrap(&self, cluster: u64) -> Result<(), NodeError> {
+        let mut state = self.state.lock().await;
+        match state.identity.cluster() {
+            Some(present) if present == cluster => return Ok(()),
+            Some(present) => return Err(NodeError::OtherCluster(present)),
+            None => {}
+        }
+        let start = match state.half_born.clone() {
+            Some(start) => start,
+            None => {
+                // The log first: a volume with a cluster and an empty log is a learner's, and must never be born again.
+                let start = Start::birth(self.shared.me, self.shared.info.encode());
+                let write = GroupWrite {
+                    group: GROUP,
+                    hard_state: Some(start.hard_state),
+                    reset_to: None,
+                    entries: start.entries.clone(),
+                };
+                let (done, written) = oneshot::channel();
+                self.shared.wal.push(WalJob::WriteFor {
+                    writes: vec![write],
+                    done,
+                });
+                written.await.map_err(|_| NodeError::Stopped)?;
+                state.half_born = Some(start.clone());
+                start
+            }
+        };
+        self.join(&mut state, cluster, start)?;
+        state.half_born = None;
+        tracing::info!(cluster = format!("{cluster:016x}"), "bootstrapped a new cluster");
+        Ok(())
+    }
+
+    fn join(&self, state: &mut JoinState, cluster: u64, start: Start) -> Result<(), NodeError> {
+        let seed = draw()?;
+        tokio::task::block_in_place(|| state.identity.join(cluster))?;
+        self.shared.set_cluster(cluster);
+        start_group(&self.shared, start, seed);
+        Ok(())
+    }
+}
+
+fn start_group(shared: &Shared, start: Start, seed: u64) {
+    let config = CoreConfig {
+        group: GROUP,
+        id: shared.me,
+        election_timeout: shared.config.election_timeout,
+        heartbeat_interval: shared.config.heartbeat_interval,
+        seed,
+        append_bytes_max: APPEND_BYTES_MAX,
+        inflight_appends_max: INFLIGHT_APPENDS_MAX,
+        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+    };
+    shared.host.push(Job::Start(Box::new(GroupStart { config, start })));
+    if let Some(store) = shared.groups.get(GROUP) {
+        shared.host.push(Job::Event(apply::members_event(GROUP, &store)));
+    }
+}
+
+/// A running node.
+pub struct Node {
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    health: HealthSwitch,
+    client_addr: SocketAddr,
+    admin_addr: SocketAddr,
+    tasks: Vec<AbortHandle>,
+    /// Tells the client port to finish.
+    drain: oneshot::Sender<()>,
+    clients: tokio::task::JoinHandle<()>,
+    host_thread: JoinHandle<()>,
+    wal_thread: JoinHandle<()>,
+    apply_thread: JoinHandle<()>,
+    checkpoint_thread: JoinHandle<()>,
+}
+
+impl Node {
+    /// Opens the volume, binds the ports and starts everything. Needs tokio's multi-threaded runtime.
+    ///
+    /// # Errors
+    /// If the volume, a port or the settings cannot be used.
+    pub async fn start(mut config: Config, tracer: Tracer) -> Result<Self, NodeError> {
+        let clock = Clock::start();
+        // Ports first: a second process on the same machine fails before it touches anything.
+        let (client_socket, client_addr) = listen(config.client_addr, "clients").await?;
+        let (peer_socket, peer_addr) = listen(config.peer_addr, "peers").await?;
+        let (admin_socket, admin_addr) = listen(config.admin_addr, "admin API").await?;
+        if config.advertise_client.is_empty() {
+            config.advertise_client = vec![format!("http://{client_addr}")];
+        }
+        let info = MemberInfo {
+            name: config.name.clone(),
+            peer_address: config.advertise_peer.clone().unwrap_or_else(|| peer_addr.to_string()),
+            client_urls: config.advertise_client.clone(),
+        };
+        let admin_url = config
+            .advertise_admin
+            .clone()
+            .unwrap_or_else(|| format!("http://{admin_addr}"));
+
+        let identity = tokio::task::block_in_place(|| Identity::open(&config.data_dir, &config.name))?;
+        let volume = tokio::task::block_in_place(|| Volume::open(&config))?;
+        let (boot, seed) = (draw()?, draw()?);
+        let me = identity.member();
+        let shared = Arc::new(Shared::new(config, me, info, admin_url, clock, Inboxes::default()));
+        shared.measure_volume();
+        shared
+            .metrics
+            .wal_bytes
+            .set(i64::try_from(volume.wal.stats().bytes).unwrap_or(i64::MAX));
+        shared.groups.insert(GROUP, Arc::clone(&volume.store));
+        tracing::info!(
+            member = %me, name = shared.config.name, version = env!("CARGO_PKG_VERSION"),
+            clients = %client_addr, peers = %peer_addr, admin = %admin_addr,
+            applied = %volume.store.applied().position.index, "the volume is open"
+        );
+
+        let (kick, kicks) = mpsc::sync_channel(1);
+        let runtime = tokio::runtime::Handle::current();
+        let peers = Arc::new(Peers::new(Arc::clone(&shared), runtime.clone()));
+        let snapshots = Outgoing::new(Arc::clone(&shared), Arc::clone(&peers), runtime);
+        let host = Host::new(HostConfig {
+            me,
+            nonce: BootNonce(boot),
+            heartbeat_interval: shared.config.heartbeat_interval,
+        });
+        let host_thread = {
+            let (shared, peers) = (Arc::clone(&shared), Arc::clone(&peers));
+            thread("host", move || host::run(host, &shared, &peers, &snapshots))?
+        };
+        let wal_thread = {
+            let shared = Arc::clone(&shared);
+            thread("wal", move || {
+                wal::run(
+                    volume.wal,
+                    &shared.wal,
+                    &shared.host,
+                    &shared.waiters,
+                    &shared.metrics,
+                    clock,
+                )
+            })?
+        };
+        let applier = apply::Applier {
+            inbox: Arc::clone(&shared.apply),
+            host: Arc::clone(&shared.host),
+            waiters: Arc::clone(&shared.waiters),
+            metrics: Arc::clone(&shared.metrics),
+            clock,
+            groups: Arc::clone(&shared.groups),
+            checkpointer: kick,
+        };
+        let apply_thread = thread("apply", move || applier.run())?;
+        let checkpoint_thread = {
+            let (groups, host) = (Arc::clone(&shared.groups), Arc::clone(&shared.host));
+            thread("checkpoint", move || checkpoint::run(&kicks, &groups, &host))?
+        };
+
+        let mut half_born = None;
+        match identity.cluster() {
+            Some(cluster) => {
+                shared.set_cluster(cluster);
+                // Without a log: adopted, and the crash came before the first entry.
+                start_group(&shared, volume.start.unwrap_or_default(), seed);
+            }
+            None => half_born = volume.start,
+        }
+        let joiner = Arc::new(Joiner {
+            shared: Arc::clone(&shared),
+            state: Mutex::new(JoinState { identity, half_born }),
+        });
+
+        let keyspace = Arc::new(DefaultKeyspace::new(Arc::clone(&shared), tracer.clone()));
+        let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
+        let api: Arc<DefaultKeyspace> = Arc::clone(&keyspace);
+        let (router, health) = althing_api::router(api, althing_api::Limits::default(), observer).await;
+        let (drain, drained) = oneshot::channel::<()>();
+        let incoming = tonic::transport::server::TcpIncoming::from(client_socket).with_nodelay(Some(true));
+        let clients = tokio::spawn(async move {
+            let until = async {
+                // The other end dropped means the same.
+                let _ = drained.await;
+            };
+            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
+                tracing::error!(%error, "the client port failed");
+            }
+        });
+        ready::start(&shared);
+        let tasks = vec![
+            tokio::spawn(listener::run(peer_socket, Arc::clone(&shared), Arc::clone(&joiner))).abort_handle(),
+            tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
+            tokio::spawn(ready::run(Arc::clone(&shared), keyspace, health.clone())).abort_handle(),
+            tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
+        ];
+        Ok(Self {
+            shared,
+            peers,
+            health,
+            client_addr,
+            admin_addr,
+            tasks,
+            drain,
+            clients,
+            host_thread,
+            wal_thread,
+            apply_thread,
+            checkpoint_thread,
+        })
+    }
+
+    /// Where it listens for clients.
+    #[must_use]
+    pub fn client_addr(&self) -> SocketAddr {
+        self.client_addr
+    }
+
+    /// Where it serves the admin API.
+    #[must_use]
+    pub fn admin_addr(&self) -> SocketAddr {
+        self.admin_addr
+    }
+
+    /// Figures.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
+    /// Goes down in order: not ready, leadership handed over, requests finished, everything applied made durable. Takes at most
+    /// about the sum of the two timeouts above, and the last sync.
+    pub async fn shutdown(self) {
+        tracing::info!("shutting down");
+        self.shared.draining.store(true, Ordering::Release);
+        self.health.shut_down().await;
+        self.hand_over().await;
+        self.shared.stopping.store(true, Ordering::Release);
+        // Nobody listens if the port failed before.
+        let _ = self.drain.send(());
+        let clients = self.clients.abort_handle();
+        if tokio::time::timeout(DRAIN_TIMEOUT, self.clients).await.is_err() {
+            tracing::warn!("requests were still under way after {DRAIN_TIMEOUT:?}");
+            clients.abort();
+        }
+        for task in self.tasks {
+            task.abort();
+        }
+        self.peers.close();
+        // Each closes behind the one that writes into it.
+        let joined = tokio::task::block_in_place(|| {
+            self.shared.host.close();
+            let host = self.host_thread.join();
+            self.shared.wal.close();
+            let wal = self.wal_thread.join();
+            self.shared.apply.close();
+            let apply = self.apply_thread.join();
+            host.and(wal).and(apply).and(self.checkpoint_thread.join())
+        });
+        if joined.is_err() {
+            tracing::error!("a thread panicked");
+        }
+        tracing::info!("stopped");
+    }
+
+    async fn hand_over(&self) {
+        let leads = self
+            .shared
+            .soft(GROUP)
+            .is_some_and(|soft| soft.role == Role::Leader && soft.config.voters.len() > 1);
+        if !leads {
+            return;
+        }
+        let deadline = self.shared.clock.now().after(HANDOVER_TIMEOUT);
+        match self
+            .shared
+            .ask_host(|request| Event::Transfer {
+                request,
+                group: GROUP,
+                to: None,
+                deadline,
+            })
+            .await
+        {
+            Ok(done) => tracing::info!(?done, "handed leadership over"),
+            Err(error) => tracing::warn!(%error, "cannot hand leadership over; the others will elect"),
+        }
+    }
+}
+
+/// What a volume holds.
+struct Volume {
+    wal: Wal,
+    store: Arc<Store>,
+    /// What the group starts from; none if nothing was ever written.
+    start: Option<Start>,
+}
+
+impl Volume {
+    fn open(config: &Config) -> Result<Self, NodeError> {
+        let options = althing_wal::Options {
+            segment_bytes: config.wal_segment_bytes,
+        };
+        let (mut wal, mut recovered) = Wal::open(Arc::new(StdDisk), &config.data_dir.join("wal"), options)?;
+        if let Some(tail) = &recovered.truncated_tail {
+            tracing::warn!(
+                ?tail,
+                "cut off what a crash left half written; nothing of it was acknowledged"
+            );
+        }
+        let store = Arc::new(open_store(config)?);
+        let found = judge(GROUP, recovered.groups.remove(&GROUP), store.applied())?;
+        if let Some(repair) = found.as_ref().and_then(|found| found.repair.as_ref()) {
+            wal.append(std::slice::from_ref(repair))?;
+            wal.sync()?;
+        }
+        Ok(Self {
+            wal,
+            store,
+            start: found.map(|found| found.start),
+        })
+    }
+}
+
+/// Opens the state, or an empty one in place of a damaged one: the log rebuilds it.
+fn open_store(config: &Config) -> Result<Store, NodeError> {
+    let dir = config.data_dir.join("state");
+    let options = SledOptions {
+        cache_bytes: config.store_cache_bytes,
+    };
+    let open = || {
+        let (engine, opened) = SledStore::open(&dir, options)?;
+        if let Opened::Quarantined { path, reason } = &opened {
+            tracing::error!(to = %path.display(), reason, "the state was damaged; it is rebuilt from the log");
+        }
+        Mvcc::open(engine, GROUP)
+    };
+    match open() {
+        Ok(store) => Ok(store),
+        Err(error @ (StoreError::Corrupt { .. } | StoreError::Unreadable { .. } | StoreError::Panicked { .. })) => {
+            let to = SledStore::quarantine(&dir)?;
+            tracing::error!(%error, to = %to.display(), "the state contradicts itself; it is rebuilt from the log");
+            Ok(open()?)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
+async fn listen(addr: SocketAddr, what: &'static str) -> Result<(TcpListener, SocketAddr), NodeError> {
+    let failed = |source| NodeError::Listen { addr, what, source };
+    let socket = TcpListener::bind(addr).await.map_err(failed)?;
+    let bound = socket.local_addr().map_err(failed)?;
+    Ok((socket, bound))
+}
+
+fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NodeError> {
+    /// A node without one of its threads would hang instead of failing over.
+    struct AbortOnPanic;
+    impl Drop for AbortOnPanic {
+        fn drop(&mut self) {
+            if std::thread::panicking() {
+                std::process::abort();
+            }
+        }
+    }
+    let run = move || {
+        let _guard = AbortOnPanic;
+        run();
+    };
+    std::thread::Builder::new()
+        .name(name.to_owned())
+        .spawn(run)
+        .map_err(NodeError::Thread)
+}
+
+async fn watch_volume(shared: Arc<Shared>) {
+    loop {
+        let before = shared.short_of_space();
+        shared.measure_volume();
+        let now = shared.short_of_space();
+        if now != before {
+            let free = shared.volume().free;
+            tracing::warn!(
+                free,
+                reserve = shared.config.volume_reserve_bytes,
+                short = now,
+                "space on the volume changed sides"
+            );
+        }
+        tokio::time::sleep(VOLUME_INTERVAL).await;
+    }
+}

@@ -1,0 +1,260 @@
+//! Outgoing streams: one per peer, messages only. What cannot be sent is dropped; Raft repeats what matters.
+
+use crate::metrics::Peer;
+use crate::shared::Shared;
+use crate::threads::host::Job;
+use crate::wire::{WireError, read_frame, write_frame};
+use althing_raft::ids::MemberId;
+use althing_raft::message::Message;
+use althing_shard::Event;
+use althing_shard::book::Address;
+use althing_shard::frame::{Frame, Hello, HelloReply, PROTOCOL_VERSION, Purpose, messages_to_frames};
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::runtime::Handle;
+use tokio::sync::mpsc;
+use tokio::task::JoinHandle;
+
+/// Turns whose messages wait for one peer. The core has at most some appends under way per follower, so more than this is a peer
+/// that takes nothing.
+const QUEUE_TURNS_MAX: usize = 512;
+/// Time for resolving and connecting: within a site it takes milliseconds; an address that swallows packets must not hold up the next.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time for the handshake.
+pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
+/// First wait after a failed connection, doubled up to the largest: a restarted peer should be found within an election timeout.
+const BACKOFF_MIN: Duration = Duration::from_millis(50);
+const BACKOFF_MAX: Duration = Duration::from_secs(1);
+
+struct Link {
+    address: Address,
+    queue: mpsc::Sender<Vec<Message>>,
+    task: JoinHandle<()>,
+}
+
+/// All outgoing streams of a node.
+pub struct Peers {
+    shared: Arc<Shared>,
+    runtime: Handle,
+    links: Mutex<BTreeMap<MemberId, Link>>,
+}
+
+impl Peers {
+    /// None yet.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>, runtime: Handle) -> Self {
+        Self {
+            shared,
+            runtime,
+            links: Mutex::default(),
+        }
+    }
+
+    /// Connects to these and to nobody else.
+    pub fn update(&self, book: BTreeMap<MemberId, Address>) {
+        let mut links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        links.retain(|peer, link| {
+            let keep = book.get(peer) == Some(&link.address);
+            if !keep {
+                link.task.abort();
+                self.shared.metrics.peer_connected.get_or_create(&label(*peer)).set(0);
+            }
+            if !book.contains_key(peer) {
+                self.shared.metrics.forget_peer(&peer.to_string());
+            }
+            keep
+        });
+        for (peer, address) in book {
+            links.entry(peer).or_insert_with(|| {
+                let (queue, messages) = mpsc::channel(QUEUE_TURNS_MAX);
+                let task = self
+                    .runtime
+                    .spawn(run(Arc::clone(&self.shared), peer, address.clone(), messages));
+                Link { address, queue, task }
+            });
+        }
+    }
+
+    /// Queues a turn's messages for a peer.
+    pub fn send(&self, to: MemberId, messages: Vec<Message>) {
+        let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
+        // Without an address there is nothing to do but to wait for one.
+        if let Some(link) = links.get(&to)
+            && link.queue.try_send(messages).is_err()
+        {
+            self.shared.host.push(Job::Event(Event::Unreachable(to)));
+        }
+    }
+
+    /// Where a peer lives.
+    #[must_use]
+    pub fn address(&self, peer: MemberId) -> Option<Address> {
+        self.links
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&peer)
+            .map(|link| link.address.clone())
+    }
+
+    /// Ends all streams.
+    pub fn close(&self) {
+        self.update(BTreeMap::new());
+    }
+}
+
+fn label(peer: MemberId) -> Peer {
+    Peer { peer: peer.to_string() }
+}
+
+/// Connects and says hello.
+///
+/// # Errors
+/// If the address does not answer in time, or the member there refuses.
+pub async fn connect(shared: &Shared, peer: MemberId, address: &str, purpose: Purpose) -> Result<TcpStream, WireError> {
+    let attempt = async {
+        // Resolved at each connect: a pod comes back under the same name with another address.
+        let mut last = WireError::Refused(format!("{address} resolves to no address"));
+        for addr in tokio::net::lookup_host(address).await? {
+            match TcpStream::connect(addr).await {
+                Ok(socket) => return Ok(socket),
+                Err(error) => last = error.into(),
+            }
+        }
+        Err(last)
+    };
+    let mut socket = tokio::time::timeout(CONNECT_TIMEOUT, attempt)
+        .await
+        .map_err(|_| WireError::Timeout)??;
+    socket.set_nodelay(true)?;
+    let hello = Frame::Hello(Hello {
+        version: PROTOCOL_VERSION,
+        cluster: shared.cluster().unwrap_or_default(),
+        from: shared.me,
+        to: peer,
+        address: shared.info.peer_address.clone(),
+        purpose,
+    });
+    let handshake = async {
+        write_frame(&mut socket, &hello).await?;
+        read_frame(&mut socket).await
+    };
+    let (reply, _) = tokio::time::timeout(HANDSHAKE_TIMEOUT, handshake)
+        .await
+        .map_err(|_| WireError::Timeout)??;
+    match reply {
+        Frame::HelloReply(reply) => match refusal(&reply) {
+            None => Ok(socket),
+            Some(reason) => {
+                note_removed(shared, &reply);
+                Err(WireError::Refused(reason))
+            }
+        },
+        Frame::Hello(_)
+        | Frame::Messages(_)
+        | Frame::SnapshotHead(_)
+        | Frame::SnapshotChunk(_)
+        | Frame::SnapshotEnd
+        | Frame::SnapshotReply(_) => Err(WireError::Unexpected("no answer to the hello")),
+    }
+}
+
+fn refusal(reply: &HelloReply) -> Option<String> {
+    match reply {
+        HelloReply::Accepted => None,
+        HelloReply::OtherCluster { cluster } => Some(format!("the peer belongs to cluster {cluster:016x}")),
+        HelloReply::WrongMember { member } => Some(format!("member {member} lives there now; was the volume wiped?")),
+        HelloReply::Version { newest } => Some(format!(
+            "the peer speaks protocol version {newest} and this build {PROTOCOL_VERSION}"
+        )),
+        HelloReply::Removed => Some("the leader says that this member was removed from the cluster".to_owned()),
+    }
+}
+
+fn note_removed(shared: &Shared, reply: &HelloReply) {
+    if *reply == HelloReply::Removed && !shared.removed.swap(true, Ordering::AcqRel) {
+        tracing::warn!("this member was removed from its cluster; it serves nothing any more");
+    }
+}
+
+async fn run(shared: Arc<Shared>, peer: MemberId, address: Address, mut messages: mpsc::Receiver<Vec<Message>>) {
+    let mut backoff = BACKOFF_MIN;
+    let mut told = false;
+    loop {
+        match connect(&shared, peer, &address, Purpose::Messages).await {
+            Ok(socket) => {
+                tracing::info!(%peer, address, "connected");
+                (backoff, told) = (BACKOFF_MIN, false);
+                // What gathered meanwhile is out of date.
+                while messages.try_recv().is_ok() {}
+                let gauge = shared.metrics.peer_connected.get_or_create_owned(&label(peer));
+                gauge.set(1);
+                let ended = stream(&shared, peer, socket, &mut messages).await;
+                gauge.set(0);
+                match ended {
+                    Ok(()) => return,
+                    Err(error) => tracing::info!(%peer, address, %error, "disconnected"),
+                }
+            }
+            Err(error) if !told => {
+                told = true;
+                tracing::warn!(%peer, address, %error, "cannot connect; trying on");
+            }
+            Err(_) => {}
+        }
+        shared.host.push(Job::Event(Event::Unreachable(peer)));
+        tokio::time::sleep(backoff).await;
+        backoff = (backoff * 2).min(BACKOFF_MAX);
+    }
+}
+
+/// Sends until the connection breaks; `Ok` once nobody queues any more.
+async fn stream(
+    shared: &Shared,
+    peer: MemberId,
+    mut socket: TcpStream,
+    messages: &mut mpsc::Receiver<Vec<Message>>,
+) -> Result<(), WireError> {
+    let sent = shared.metrics.peer_sent.get_or_create_owned(&label(peer));
+    let (mut reader, mut writer) = socket.split();
+    loop {
+        tokio::select! {
+            turn = messages.recv() => {
+                let Some(mut turn) = turn else { return Ok(()) };
+                // Everything that waits goes in as few writes as possible.
+                while let Ok(more) = messages.try_recv() {
+                    turn.extend(more);
+                }
+                let (frames, too_long) = messages_to_frames(&turn);
+                if too_long > 0 {
+                    tracing::error!(%peer, too_long, "messages over the frame limit were dropped");
+                }
+                for frame in frames {
+                    writer.write_all(&frame).await?;
+                    sent.inc_by(frame.len() as u64);
+                }
+            }
+            // The receiver speaks only to say goodbye; reading also notices a closed connection.
+            said = read_frame(&mut reader) => {
+                return Err(match said? {
+                    (Frame::HelloReply(reply), _) => {
+                        note_removed(shared, &reply);
+                        WireError::Refused(refusal(&reply).unwrap_or_default())
+                    }
+                    (
+                        Frame::Hello(_)
+                        | Frame::Messages(_)
+                        | Frame::SnapshotHead(_)
+                        | Frame::SnapshotChunk(_)
+                        | Frame::SnapshotEnd
+                        | Frame::SnapshotReply(_),
+                        _,
+                    ) => WireError::Unexpected("the receiver of a stream sends nothing"),
+                });
+            }
+        }
+    }
+}

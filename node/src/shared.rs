@@ -1,0 +1,283 @@
+//! What several parts of a node look at.
+
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::inbox::Inbox;
+use crate::members::MemberInfo;
+use crate::metrics::Metrics;
+use crate::ready::Readiness;
+use crate::threads::apply::ApplyJob;
+use crate::threads::host::Job;
+use crate::threads::wal::WalJob;
+use crate::waiters::{Answer, Waiters};
+use althing_raft::ids::{GroupId, MemberId, Now};
+use althing_raft::io::{RequestId, Soft};
+use althing_shard::host::{GroupView, REQUESTS_MAX};
+use althing_shard::{Done, Event, Refusal};
+use althing_store::{Mvcc, SledStore};
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// Longest time that a request may take, beside two elections: etcd's default.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// The state machine of one group, as this node keeps it.
+pub type Store = Mvcc<SledStore>;
+
+/// The state machines of a node.
+#[derive(Default)]
+pub struct Groups(RwLock<BTreeMap<GroupId, Arc<Store>>>);
+
+impl Groups {
+    /// Adds one.
+    pub fn insert(&self, group: GroupId, store: Arc<Store>) {
+        self.0
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, store);
+    }
+
+    /// One.
+    #[must_use]
+    pub fn get(&self, group: GroupId) -> Option<Arc<Store>> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&group)
+            .cloned()
+    }
+
+    /// All.
+    #[must_use]
+    pub fn all(&self) -> Vec<(GroupId, Arc<Store>)> {
+        self.0
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .iter()
+            .map(|(group, store)| (*group, Arc::clone(store)))
+            .collect()
+    }
+}
+
+/// Space on the volume.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Volume {
+    /// Bytes that a program may still use.
+    pub free: u64,
+    /// All bytes.
+    pub size: u64,
+}
+
+/// A node's common ground.
+pub struct Shared {
+    /// Settings, with advertised addresses filled in.
+    pub config: Config,
+    /// This member.
+    pub me: MemberId,
+    /// What the node tells others about itself.
+    pub info: MemberInfo,
+    /// URL of its admin API.
+    pub admin_url: String,
+    /// The cluster; 0 while there is none (etcd's word for it).
+    cluster: AtomicU64,
+    /// Time.
+    pub clock: Clock,
+    /// Figures.
+    pub metrics: Arc<Metrics>,
+    /// Clients that wait.
+    pub waiters: Arc<Waiters>,
+    /// The host thread's inbox.
+    pub host: Arc<Inbox<Job>>,
+    /// The log writer's inbox.
+    pub wal: Arc<Inbox<WalJob>>,
+    /// The state machine's inbox.
+    pub apply: Arc<Inbox<ApplyJob>>,
+    /// State machines.
+    pub groups: Arc<Groups>,
+    /// Role, leader, term, configuration of each group, as last said by the host.
+    soft: RwLock<BTreeMap<GroupId, Soft>>,
+    /// Space, as last measured.
+    volume: RwLock<Volume>,
+    readiness: RwLock<Readiness>,
+    /// A graceful shutdown is under way: not ready any more, but still serving.
+    pub draining: AtomicBool,
+    /// No request is taken any more.
+    pub stopping: AtomicBool,
+    /// A leader said that this member is not in the cluster any more.
+    pub removed: AtomicBool,
+}
+
+/// Why a request came to nothing, beside the host's own reasons.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum Failed {
+    /// The host refused.
+    #[error(transparent)]
+    Refused(Refusal),
+    /// The node is going down.
+    #[error("the node is going down")]
+    Stopped,
+}
+
+/// The inboxes of the threads.
+#[derive(Clone, Default)]
+pub struct Inboxes {
+    /// Host.
+    pub host: Arc<Inbox<Job>>,
+    /// Log writer.
+    pub wal: Arc<Inbox<WalJob>>,
+    /// State machine.
+    pub apply: Arc<Inbox<ApplyJob>>,
+}
+
+impl Shared {
+    /// The common ground of a node that has its volume and its sockets.
+    #[must_use]
+    pub fn new(
+        config: Config,
+        me: MemberId,
+        info: MemberInfo,
+        admin_url: String,
+        clock: Clock,
+        inboxes: Inboxes,
+    ) -> Self {
+        Self {
+            config,
+            me,
+            info,
+            admin_url,
+            cluster: AtomicU64::new(0),
+            clock,
+            metrics: Arc::new(Metrics::new(me.to_string())),
+            waiters: Arc::default(),
+            host: inboxes.host,
+            wal: inboxes.wal,
+            apply: inboxes.apply,
+            groups: Arc::default(),
+            soft: RwLock::default(),
+            volume: RwLock::default(),
+            readiness: RwLock::default(),
+            draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
+            removed: AtomicBool::new(false),
+        }
+    }
+
+    /// The cluster, if there is one.
+    #[must_use]
+    pub fn cluster(&self) -> Option<u64> {
+        Some(self.cluster.load(Ordering::Acquire)).filter(|cluster| *cluster != 0)
+    }
+
+    pub(crate) fn set_cluster(&self, cluster: u64) {
+        self.cluster.store(cluster, Ordering::Release);
+    }
+
+    /// What the host last said of a group.
+    #[must_use]
+    pub fn soft(&self, group: GroupId) -> Option<Soft> {
+        self.soft
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(&group)
+            .cloned()
+    }
+
+    /// Sets it; says what it was.
+    pub(crate) fn set_soft(&self, group: GroupId, soft: Soft) -> Option<Soft> {
+        self.soft
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, soft)
+    }
+
+    /// Space on the volume.
+    #[must_use]
+    pub fn volume(&self) -> Volume {
+        *self.volume.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this member serves, as last found out.
+    #[must_use]
+    pub fn readiness(&self) -> Readiness {
+        self.readiness.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub(crate) fn set_readiness(&self, readiness: Readiness) -> Readiness {
+        std::mem::replace(
+            &mut *self.readiness.write().unwrap_or_else(PoisonError::into_inner),
+            readiness,
+        )
+    }
+
+    /// Measures the volume.
+    pub(crate) fn measure_volume(&self) {
+        match rustix::fs::statvfs(&self.config.data_dir) {
+            Ok(stat) => {
+                let volume = Volume {
+                    free: stat.f_bavail * stat.f_frsize,
+                    size: stat.f_blocks * stat.f_frsize,
+                };
+                self.metrics
+                    .volume_free
+                    .set(i64::try_from(volume.free).unwrap_or(i64::MAX));
+                self.metrics
+                    .volume_size
+                    .set(i64::try_from(volume.size).unwrap_or(i64::MAX));
+                *self.volume.write().unwrap_or_else(PoisonError::into_inner) = volume;
+            }
+            Err(error) => tracing::warn!(%error, "cannot measure the volume"),
+        }
+    }
+
+    /// Whether the volume is too full for writes.
+    #[must_use]
+    pub fn short_of_space(&self) -> bool {
+        let volume = self.volume();
+        volume.size > 0 && volume.free < self.config.volume_reserve_bytes
+    }
+
+    /// When a request that comes now has taken too long.
+    #[must_use]
+    pub fn deadline(&self) -> Now {
+        self.clock
+            .now()
+            .after(REQUEST_TIMEOUT + self.config.election_timeout * 2)
+    }
+
+    /// Hands a request to the host and waits for its answer.
+    ///
+    /// # Errors
+    /// If the host's queue is full or the node goes down.
+    pub async fn ask(&self, make: impl FnOnce(RequestId) -> Event) -> Result<Answer, Failed> {
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Failed::Stopped);
+        }
+        let (request, answer) = self.waiters.add();
+        if self.host.try_push(Job::Event(make(request)), REQUESTS_MAX).is_err() {
+            self.waiters.forget(request);
+            return Err(Failed::Refused(Refusal::TooManyRequests));
+        }
+        answer.await.map_err(|_| Failed::Stopped)
+    }
+
+    /// As `ask`, for requests that the host answers itself.
+    ///
+    /// # Errors
+    /// As of `ask`, and whatever the host refuses for.
+    pub async fn ask_host(&self, make: impl FnOnce(RequestId) -> Event) -> Result<Done, Failed> {
+        match self.ask(make).await? {
+            Answer::Host(result) => result.map_err(Failed::Refused),
+            Answer::Applied(..) => unreachable!("invariant: only commands are answered by the state machine"),
+        }
+    }
+
+    /// How the groups are, from the host itself; empty if it is going down.
+    pub async fn views(&self) -> Vec<(GroupId, GroupView)> {
+        let (reply, views) = oneshot::channel();
+        self.host.push(Job::Views(reply));
+        views.await.unwrap_or_default()
+    }
+}

@@ -1,0 +1,45 @@
+//! The checkpointer: makes applied state durable now and then, so that the log can be cut.
+
+use super::die;
+use crate::inbox::Inbox;
+use crate::shared::Groups;
+use crate::threads::host::Job;
+use althing_raft::ids::{GroupId, LogPosition};
+use althing_shard::Event;
+use std::collections::BTreeMap;
+use std::sync::mpsc::{Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+/// Applied bytes after which a checkpoint is worth its syncs: a restart replays at most about as much.
+pub const CHECKPOINT_BYTES: usize = 16 << 20;
+/// Longest time between checkpoints while something is applied.
+const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
+
+/// Runs until the other end of `kicks` is gone, then makes a last one.
+pub fn run(kicks: &Receiver<()>, groups: &Groups, host: &Inbox<Job>) {
+    let mut done: BTreeMap<GroupId, LogPosition> = BTreeMap::new();
+    loop {
+        let ended = match kicks.recv_timeout(CHECKPOINT_INTERVAL) {
+            Ok(()) | Err(RecvTimeoutError::Timeout) => false,
+            Err(RecvTimeoutError::Disconnected) => true,
+        };
+        for (group, mvcc) in groups.all() {
+            if done.get(&group) == Some(&mvcc.applied().position) {
+                continue;
+            }
+            match mvcc.checkpoint() {
+                Ok(meta) => {
+                    done.insert(group, meta.position);
+                    host.push(Job::Event(Event::Checkpointed {
+                        group,
+                        position: meta.position,
+                    }));
+                }
+                Err(error) => die("the state store cannot be made durable", &error),
+            }
+        }
+        if ended {
+            return;
+        }
+    }
+}

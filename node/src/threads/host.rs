@@ -1,0 +1,137 @@
+//! The host's thread: everything that gathered since the last turn goes in, effects go out.
+
+use super::die;
+use crate::metrics::Shard;
+use crate::peers::Peers;
+use crate::shared::Shared;
+use crate::snapshot::Outgoing;
+use crate::threads::apply::{ApplyJob, SnapshotJob};
+use crate::threads::wal::WalJob;
+use althing_raft::ids::GroupId;
+use althing_raft::io::{Role, Soft};
+use althing_shard::host::GroupView;
+use althing_shard::{Effect, Event, GroupStart, Host};
+use std::sync::Arc;
+use tokio::sync::oneshot;
+
+/// What the host thread is asked to do.
+pub enum Job {
+    /// Something happened.
+    Event(Event),
+    /// Start a group.
+    Start(Box<GroupStart>),
+    /// Say how the groups are.
+    Views(oneshot::Sender<Vec<(GroupId, GroupView)>>),
+}
+
+/// Runs until the inbox is closed and empty.
+pub fn run(mut host: Host, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing) {
+    loop {
+        let until = host.next_deadline().map(|due| shared.clock.instant_of(due));
+        let Some(jobs) = shared.host.take(until) else { return };
+        let mut events = Vec::with_capacity(jobs.len());
+        let mut proposals = Vec::new();
+        let mut views = Vec::new();
+        let now = shared.clock.now();
+        let started = shared.clock.instant();
+        for job in jobs {
+            match job {
+                Job::Event(event) => {
+                    if let Event::Propose { request, .. } = &event {
+                        proposals.push(*request);
+                    }
+                    events.push(event);
+                }
+                Job::Start(start) => host.add_group(now, *start),
+                Job::Views(reply) => views.push(reply),
+            }
+        }
+        let effects = match host.poll(now, events) {
+            Ok(effects) => effects,
+            Err(error) => die("the host cannot go on", &error),
+        };
+        if !proposals.is_empty() {
+            let write = effects.iter().find_map(|effect| match effect {
+                Effect::Write { token, .. } => Some(*token),
+                Effect::Compact { .. }
+                | Effect::Send { .. }
+                | Effect::Apply { .. }
+                | Effect::Complete { .. }
+                | Effect::SendSnapshot { .. }
+                | Effect::Install { .. }
+                | Effect::Discard { .. }
+                | Effect::Peers(_)
+                | Effect::Changed { .. } => None,
+            });
+            shared.waiters.proposed(&proposals, started, write);
+        }
+        dispatch(effects, shared, peers, snapshots);
+        for reply in views {
+            let all = host
+                .groups()
+                .filter_map(|group| Some((group, host.view(group)?)))
+                .collect();
+            // Whoever asked may have given up.
+            let _ = reply.send(all);
+        }
+    }
+}
+
+fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing) {
+    let mut answers = Vec::new();
+    for effect in effects {
+        match effect {
+            // Peers first: their copies are written while ours is.
+            Effect::Send { to, messages } => peers.send(to, messages),
+            Effect::Write { token, writes } => shared.wal.push(WalJob::Write { token, writes }),
+            Effect::Compact { group, up_to } => shared.wal.push(WalJob::Compact { group, up_to }),
+            Effect::Apply { group, items } => {
+                shared.apply.push(ApplyJob::Items {
+                    group,
+                    items,
+                    committed: shared.clock.instant(),
+                });
+            }
+            Effect::Complete { request, result } => answers.push((request, result)),
+            Effect::SendSnapshot { group, to, term } => snapshots.send(group, to, term),
+            Effect::Install { group, meta } => shared
+                .apply
+                .push(ApplyJob::Snapshot(SnapshotJob::Install { group, meta })),
+            Effect::Discard { group, meta } => shared
+                .apply
+                .push(ApplyJob::Snapshot(SnapshotJob::Discard { group, meta })),
+            Effect::Peers(book) => peers.update(book),
+            Effect::Changed { group, soft } => changed(group, soft, shared),
+        }
+    }
+    if !answers.is_empty() {
+        shared.waiters.complete(answers);
+    }
+}
+
+fn changed(group: GroupId, soft: Soft, shared: &Shared) {
+    let labels = Shard { shard: group.0 };
+    let before = shared.set_soft(group, soft.clone());
+    let metrics = &shared.metrics;
+    metrics
+        .raft_leader
+        .get_or_create(&labels)
+        .set(i64::from(soft.role == Role::Leader));
+    metrics
+        .raft_has_leader
+        .get_or_create(&labels)
+        .set(i64::from(soft.leader.is_some()));
+    metrics
+        .raft_term
+        .get_or_create(&labels)
+        .set(i64::try_from(soft.term.0).unwrap_or(i64::MAX));
+    let leader_before = before.as_ref().and_then(|before| before.leader);
+    if soft.leader.is_some() && soft.leader != leader_before {
+        metrics.raft_leader_changes.get_or_create(&labels).inc();
+    }
+    if soft.config.contains(shared.me) {
+        shared.removed.store(false, std::sync::atomic::Ordering::Release);
+    }
+    let leader = soft.leader.map(|leader| leader.to_string()).unwrap_or_default();
+    tracing::info!(%group, role = ?soft.role, term = %soft.term, leader, voters = soft.config.voters.len(), learners = soft.config.learners.len(), "state changed");
+}

@@ -1,0 +1,242 @@
+//! Three real processes: growth by learner and promotion, failures, hand-over, removal.
+
+mod support;
+
+use althing_admin::client::AdminError;
+use althing_admin::{ConfigGuard, ProblemReason, TransferLeaderRequest};
+use support::{eventually, leader, three};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn three_members_serve_everywhere_and_lose_nothing_when_the_leader_is_killed() {
+    let mut nodes = three().await;
+    for (number, node) in nodes.iter().enumerate() {
+        node.put(&format!("k{number}"), "v").await.unwrap();
+        for reader in &nodes {
+            assert_eq!(
+                reader.get(&format!("k{number}")).await.unwrap().as_deref(),
+                Some("v"),
+                "{} reads its peer's write",
+                reader.name
+            );
+        }
+    }
+
+    let all: Vec<_> = nodes.iter().collect();
+    let killed = leader(&all).await.name.clone();
+    let at = nodes.iter().position(|node| node.name == killed).unwrap();
+    nodes[at].kill();
+    let rest: Vec<_> = nodes.iter().filter(|node| node.name != killed).collect();
+    let new = leader(&rest).await;
+    new.put("after", "v").await.unwrap();
+    for node in &rest {
+        assert_eq!(node.get("k0").await.unwrap().as_deref(), Some("v"));
+        assert_eq!(node.get("after").await.unwrap().as_deref(), Some("v"));
+    }
+
+    nodes[at].run();
+    nodes[at].ready().await;
+    assert_eq!(
+        nodes[at].get("after").await.unwrap().as_deref(),
+        Some("v"),
+        "it catches up before it serves"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_terminated_leader_hands_over_first_and_the_cluster_goes_on_at_once() {
+    let mut nodes = three().await;
+    let all: Vec<_> = nodes.iter().collect();
+    let name = leader(&all).await.name.clone();
+    let at = nodes.iter().position(|node| node.name == name).unwrap();
+    let term = nodes[at].status().await.shards[0].term;
+    assert!(nodes[at].terminate().success());
+    let log = std::fs::read_to_string(nodes[at].log_path()).unwrap();
+    assert!(log.contains("handed leadership over"), "{log}");
+    let rest: Vec<_> = nodes.iter().filter(|node| node.name != name).collect();
+    let new = leader(&rest).await;
+    assert_eq!(
+        new.status().await.shards[0].term,
+        term + 1,
+        "one election, started by the hand-over"
+    );
+    new.put("k", "v").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_go_to_the_leader_with_the_right_guard_and_a_removed_member_says_so() {
+    let nodes = three().await;
+    let all: Vec<_> = nodes.iter().collect();
+    let first = leader(&all).await;
+    let follower = *all.iter().find(|node| node.name != first.name).unwrap();
+    let leader_id = first.status().await.member_id;
+    let victim_id = follower.status().await.member_id;
+
+    let guard = ConfigGuard {
+        expected_config_index: None,
+    };
+    let refused = |error: AdminError| match error {
+        AdminError::Refused { problem, .. } => problem,
+        AdminError::Transport { .. } => panic!("{error}"),
+    };
+    let problem = refused(follower.admin().remove(&leader_id, &guard).await.unwrap_err());
+    assert_eq!(
+        (problem.reason, problem.leader.as_deref()),
+        (ProblemReason::NotLeader, Some(leader_id.as_str()))
+    );
+    let stale = ConfigGuard {
+        expected_config_index: Some(1),
+    };
+    assert_eq!(
+        refused(first.admin().remove(&victim_id, &stale).await.unwrap_err()).reason,
+        ProblemReason::Conflict
+    );
+    let problem = refused(first.admin().remove(&leader_id, &guard).await.unwrap_err());
+    assert_eq!(
+        problem.reason,
+        ProblemReason::Invalid,
+        "a leader hands over before it goes"
+    );
+
+    // Leadership moves where it is asked to.
+    first
+        .admin()
+        .transfer_leader(
+            1,
+            &TransferLeaderRequest {
+                to: Some(victim_id.clone()),
+            },
+        )
+        .await
+        .unwrap();
+    let second = leader(&all).await;
+    assert_eq!(second.name, follower.name);
+    second
+        .admin()
+        .transfer_leader(1, &TransferLeaderRequest { to: Some(leader_id) })
+        .await
+        .unwrap();
+    let first = leader(&all).await;
+
+    let guard = ConfigGuard {
+        expected_config_index: Some(first.admin().members().await.unwrap().config_index),
+    };
+    let left = eventually("the new leader has committed something and takes changes", || async {
+        match first.admin().remove(&victim_id, &guard).await {
+            Ok(left) => Ok(left),
+            Err(AdminError::Refused { problem, .. }) if problem.reason == ProblemReason::Conflict => {
+                Err(problem.message)
+            }
+            Err(error) => panic!("{error}"),
+        }
+    })
+    .await;
+    assert_eq!(left.members.len(), 2);
+    eventually("the removed member knows", || async {
+        let status = follower.status().await;
+        let knows = !status.ready && status.not_ready_reason.contains("was removed from its cluster");
+        if knows { Ok(()) } else { Err(format!("{status:?}")) }
+    })
+    .await;
+    first.put("k", "v").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_that_missed_what_the_log_no_longer_holds_gets_a_snapshot() {
+    let mut nodes = three().await;
+    let all: Vec<_> = nodes.iter().collect();
+    let name = leader(&all).await.name.clone();
+    let behind = nodes.iter().position(|node| node.name != name).unwrap();
+    nodes[behind].kill();
+    let first = nodes.iter().find(|node| node.name == name).unwrap();
+
+    // Over the checkpoint's bytes and the log's tail, so that the leader cuts its log.
+    let value = "x".repeat(3_000);
+    let kv = first.kv().await;
+    let writers = (0..64).map(|writer| {
+        let (kv, value) = (kv.clone(), value.clone());
+        tokio::spawn(async move {
+            for number in 0..200 {
+                let request = althing_api::pb::etcdserverpb::PutRequest {
+                    key: format!("w{writer}/{number}").into(),
+                    value: value.clone().into(),
+                    ..Default::default()
+                };
+                kv.clone().put(request).await.unwrap();
+            }
+        })
+    });
+    for writer in writers.collect::<Vec<_>>() {
+        writer.await.unwrap();
+    }
+
+    nodes[behind].run();
+    nodes[behind].ready().await;
+    let log = std::fs::read_to_string(nodes[behind].log_path()).unwrap();
+    assert!(log.contains("installed a snapshot"), "{log}");
+    for key in ["w0/0", "w63/199"] {
+        assert_eq!(nodes[behind].get(key).await.unwrap().as_deref(), Some(value.as_str()));
+    }
+    nodes[behind].put("k", "v").await.unwrap();
+
+    // And it can start from it.
+    nodes[behind].kill();
+    nodes[behind].run();
+    nodes[behind].ready().await;
+    assert_eq!(
+        nodes[behind].get("w63/199").await.unwrap().as_deref(),
+        Some(value.as_str())
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wiped_volume_comes_back_as_another_member_and_is_not_mistaken_for_the_old_one() {
+    let mut nodes = three().await;
+    let all: Vec<_> = nodes.iter().collect();
+    let name = leader(&all).await.name.clone();
+    let at = nodes.iter().position(|node| node.name != name).unwrap();
+    let old = nodes[at].status().await.member_id;
+    nodes[at].kill();
+    nodes[at].wipe();
+    nodes[at].run();
+    let status = nodes[at].status().await;
+    assert_ne!(status.member_id, old);
+    assert_eq!(
+        status.cluster_id, None,
+        "the old member's peers do not adopt the new one"
+    );
+    let first = nodes.iter().find(|node| node.name == name).unwrap();
+    first
+        .admin()
+        .remove(
+            &old,
+            &ConfigGuard {
+                expected_config_index: None,
+            },
+        )
+        .await
+        .unwrap();
+    first.add(&nodes[at]).await;
+    nodes[at].put("k", "v").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_quorum_nothing_is_promised_and_the_member_says_why() {
+    let mut nodes = three().await;
+    let survivor = nodes.pop().unwrap();
+    drop(nodes);
+    let status = eventually("it notices", || async {
+        let status = survivor.status().await;
+        if status.ready {
+            Err("still ready".to_owned())
+        } else {
+            Ok(status)
+        }
+    })
+    .await;
+    assert!(
+        status.not_ready_reason.contains("linearizable read is not answered"),
+        "{status:?}"
+    );
+    let error = survivor.put("k", "v").await.unwrap_err();
+    assert_eq!(error.code(), tonic::Code::Unavailable, "{error}");
+}
