@@ -1,0 +1,5 @@
+//! How things look to a person. Pure: objects in, text out.
+
+pub(crate) mod members;
+pub(crate) mod objects;
+pub(crate) mod paint;
