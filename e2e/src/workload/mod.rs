@@ -1,0 +1,219 @@
+//! Clients that write and read at a constant rate while a test does its worst, and a record of all they saw.
+//!
+//! Each client is sequential: it has one request under way and asks one member at a time. It never repeats a request:
+//! what it could not find out stays unknown, and the judge (`althing_sim::lin`) considers both.
+
+mod client;
+mod summary;
+
+use std::collections::BTreeMap;
+use std::io::Write;
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use althing_sim::{ClientId, Recorder};
+use tokio::sync::watch;
+
+use crate::error::{Error, Result};
+use client::Client;
+pub use summary::{Counts, Summary, WriteGap};
+
+/// How many operations one client may do: bounds memory, and an hour of a forgotten run at the usual rate.
+const OPERATIONS_MAX: u32 = 100_000;
+
+/// How long the final read of the keys may take: clusters under test are to have healed by then.
+const FINAL_READ_LIMIT: Duration = Duration::from_secs(30);
+
+/// What clients do.
+#[derive(Debug, Clone)]
+pub struct Plan {
+    /// URLs of members or of a Service; a client whose request fails goes on to the next.
+    pub endpoints: Vec<String>,
+    /// How many clients, each with one request under way at most.
+    pub clients: u32,
+    /// How many keys they share. More clients per key make the judge's work harder, fewer make it duller.
+    pub keys: u32,
+    /// Time from one request of a client to its next.
+    pub period: Duration,
+    /// After this a request's outcome is unknown.
+    pub request_timeout: Duration,
+}
+
+impl Plan {
+    /// Six clients, four keys, twenty requests a second each, three writes to one read.
+    pub fn new(endpoints: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            endpoints: endpoints.into_iter().collect(),
+            clients: 6,
+            keys: 4,
+            period: Duration::from_millis(50),
+            request_timeout: Duration::from_secs(2),
+        }
+    }
+}
+
+/// A running workload.
+#[derive(Debug)]
+pub struct Workload {
+    stop: watch::Sender<bool>,
+    log: Log,
+    runner: JoinHandle<Result<Summary>>,
+}
+
+impl Workload {
+    /// Starts the clients.
+    ///
+    /// # Errors
+    /// If there is no endpoint or no runtime to be had.
+    pub fn start(plan: Plan) -> Result<Self> {
+        if plan.endpoints.is_empty() || plan.keys == 0 {
+            return Err(Error::refused(
+                "a workload needs an endpoint and a key",
+                "name at least one of each",
+            ));
+        }
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(Error::io("start", "a runtime for the workload"))?;
+        let (stop, stopped) = watch::channel(false);
+        let log = Log::new();
+        let clients = log.clone();
+        let runner = std::thread::spawn(move || runtime.block_on(run(plan, clients, stopped)));
+        Ok(Self { stop, log, runner })
+    }
+
+    /// Returns when `count` more writes have been acknowledged than at the time of the call: the way for a test to say
+    /// "under load" and "it works again" without guessing a time.
+    ///
+    /// # Errors
+    /// If that does not happen within `limit`.
+    pub fn wait_for_writes(&self, count: usize, limit: Duration) -> Result<()> {
+        let goal = self.log.writes() + count;
+        crate::command::wait_until(&format!("{count} more writes are acknowledged"), limit, || {
+            let writes = self.log.writes();
+            if writes >= goal {
+                Ok(())
+            } else {
+                Err(format!("{} of them", count - (goal - writes)))
+            }
+        })
+    }
+
+    /// Stops the clients, waits for their last answers, reads every key, and returns what they saw.
+    ///
+    /// # Errors
+    /// If the keys cannot be read.
+    pub fn stop(self) -> Result<Summary> {
+        self.stop.send_replace(true);
+        self.runner
+            .join()
+            .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+}
+
+impl Summary {
+    /// Keeps the history as JSON lines, for `althing_sim::History::read_json_lines`.
+    ///
+    /// # Errors
+    /// If the file cannot be written.
+    pub fn keep(&self, path: &Path) -> Result<()> {
+        let mut lines = Vec::new();
+        self.history
+            .write_json_lines(&mut lines)
+            .expect("invariant: a vector takes every write");
+        std::fs::File::create(path)
+            .and_then(|mut file| file.write_all(&lines))
+            .map_err(Error::io("write", path))
+    }
+}
+
+/// The recorder and its clock, shared by the clients of one thread and the test's.
+#[derive(Debug, Clone)]
+struct Log {
+    recorder: Arc<Mutex<Recorder>>,
+    begun: Instant,
+}
+
+impl Log {
+    fn new() -> Self {
+        Self {
+            recorder: Arc::default(),
+            begun: Instant::now(),
+        }
+    }
+
+    /// The clock is read inside the lock, so that times in the history are in the order of its calls.
+    fn record<T>(&self, act: impl FnOnce(&mut Recorder, u64) -> T) -> T {
+        // Nothing that holds the lock can panic halfway through a change that matters.
+        let mut recorder = self.recorder.lock().unwrap_or_else(PoisonError::into_inner);
+        let now = u64::try_from(self.begun.elapsed().as_nanos()).expect("invariant: a run is shorter than 584 years");
+        act(&mut recorder, now)
+    }
+
+    fn writes(&self) -> usize {
+        self.record(|recorder, _| {
+            recorder
+                .completed()
+                .iter()
+                .filter(|event| event.reply().is_some_and(|reply| reply.wrote()))
+                .count()
+        })
+    }
+}
+
+async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Summary> {
+    // Keys of this run alone: the judge starts from keys that do not exist.
+    let run = std::time::SystemTime::now()
+        .duration_since(std::time::UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_nanos();
+    let keys: Vec<String> = (0..plan.keys).map(|key| format!("/workload/{run}/{key}")).collect();
+    let clients: Vec<_> = (0..plan.clients)
+        .map(|id| {
+            let client = Client::new(ClientId(id), &plan, keys.clone(), log.clone());
+            tokio::spawn(client.run(stopped.clone()))
+        })
+        .collect();
+    for client in clients {
+        client
+            .await
+            .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
+    }
+    let last_seen = read_all(&plan, &keys).await?;
+    let history = log.record(|recorder, now| std::mem::take(recorder).finish(now));
+    Ok(Summary { history, last_seen })
+}
+
+async fn read_all(plan: &Plan, keys: &[String]) -> Result<BTreeMap<String, althing_sim::Seen>> {
+    let deadline = Instant::now() + FINAL_READ_LIMIT;
+    let mut reader = client::Connection::new(plan.endpoints.clone(), 0, plan.request_timeout);
+    let mut seen = BTreeMap::new();
+    for key in keys {
+        loop {
+            match reader.get(key).await {
+                Ok((_, found)) => {
+                    seen.extend(found.map(|found| (key.clone(), found)));
+                    break;
+                }
+                Err(status) if Instant::now() >= deadline => {
+                    return Err(Error::Timeout {
+                        what: format!("{key} is read at the end of the workload"),
+                        limit: FINAL_READ_LIMIT,
+                        last: status.to_string(),
+                    });
+                }
+                Err(_) => tokio::time::sleep(plan.period).await,
+            }
+        }
+    }
+    Ok(seen)
+}
+
+/// The operations of client `id`, by number: the same for every run, so that runs can be compared.
+fn is_read(id: ClientId, number: u32) -> bool {
+    const WRITES_PER_READ: u32 = 3;
+    number.wrapping_add(id.0).is_multiple_of(WRITES_PER_READ + 1)
+}
