@@ -89,12 +89,14 @@ impl Raft {
 
     fn tick_leader(&mut self) {
         if self.quorum_deadline <= self.now {
-            let active = self.progress.iter().filter(|(member, progress)| {
-                self.members.voters.contains(member)
-                    && self.now.since(progress.last_heard) < self.config.election_timeout
+            let active = self.members.is_majority(|voter| {
+                voter == self.config.id
+                    || self
+                        .progress
+                        .get(&voter)
+                        .is_some_and(|progress| self.now.since(progress.last_heard) < self.config.election_timeout)
             });
-            // The leader counts itself.
-            if active.count() + 1 < self.members.quorum() {
+            if !active {
                 self.become_follower(self.term, None);
                 return;
             }
@@ -171,22 +173,15 @@ impl Raft {
     }
 
     fn count_ballots(&mut self) {
-        let votes: Vec<bool> = self
-            .ballots
-            .iter()
-            .filter(|(member, _)| self.members.voters.contains(member))
-            .map(|(_, &granted)| granted)
-            .collect();
-        let granted = votes.iter().filter(|&&granted| granted).count();
-        let refused = votes.len() - granted;
-        let quorum = self.members.quorum();
-        if granted >= quorum {
+        let granted = |voter| self.ballots.get(&voter) == Some(&true);
+        let open = |voter| self.ballots.get(&voter) != Some(&false);
+        if self.members.is_majority(granted) {
             match self.role {
                 Role::PreCandidate => self.campaign(Campaign::Vote { transfer: false }),
                 Role::Candidate => self.become_leader(),
                 Role::Learner | Role::Follower | Role::Leader => {}
             }
-        } else if refused > self.members.voters.len() - quorum {
+        } else if !self.members.is_majority(open) {
             let term = self.term;
             self.become_follower(term, None);
         }

@@ -96,10 +96,19 @@ impl ConfigState {
         self.voters.contains(&member) || self.learners.contains(&member)
     }
 
-    /// Voters that make a majority.
+    /// Whether these members decide: a majority of the voters is among them.
     #[must_use]
-    pub fn quorum(&self) -> usize {
-        self.voters.len() / 2 + 1
+    pub fn is_majority(&self, counts: impl Fn(MemberId) -> bool) -> bool {
+        self.reached_by_majority(|member| u8::from(counts(member))) > 0
+    }
+
+    /// The largest value that a majority of the voters has reached; the default value if there is no voter. The one place
+    /// that knows how votes, copies and confirmations are counted.
+    #[must_use]
+    pub fn reached_by_majority<T: Ord + Copy + Default>(&self, reached: impl Fn(MemberId) -> T) -> T {
+        let mut values: Vec<T> = self.voters.iter().map(|voter| reached(*voter)).collect();
+        values.sort_unstable_by(|a, b| b.cmp(a));
+        values.get(self.voters.len() / 2).copied().unwrap_or_default()
     }
 }
 

@@ -27,6 +27,7 @@ pub mod io;
 mod log;
 mod membership;
 pub mod message;
+pub mod mutant;
 mod progress;
 mod raft;
 mod read;

@@ -140,32 +140,23 @@ impl Raft {
             peers,
         };
         self.reads.rounds.push_back(round);
-        if self.members.quorum() > 1 {
-            self.broadcast_heartbeat();
-        } else {
+        if self.members.is_majority(|voter| voter == self.config.id) {
             self.confirm_rounds();
+        } else {
+            self.broadcast_heartbeat();
         }
     }
 
     /// Answers every round that a majority has confirmed. A later round confirms the earlier ones.
     pub(crate) fn confirm_rounds(&mut self) {
         let newest = self.reads.round;
-        let mut confirmed: Vec<u64> = self
-            .members
-            .voters
-            .iter()
-            .map(|voter| {
-                if *voter == self.config.id {
-                    newest
-                } else {
-                    self.progress.get(voter).map_or(0, |progress| progress.round)
-                }
-            })
-            .collect();
-        confirmed.sort_unstable_by(|a, b| b.cmp(a));
-        let Some(&confirmed) = confirmed.get(self.members.quorum() - 1) else {
-            return;
-        };
+        let confirmed = self.members.reached_by_majority(|voter| {
+            if voter == self.config.id {
+                newest
+            } else {
+                self.progress.get(&voter).map_or(0, |progress| progress.round)
+            }
+        });
         while self.reads.rounds.front().is_some_and(|round| round.id <= confirmed) {
             let round = self
                 .reads

@@ -297,12 +297,12 @@ impl Watch {
         // it, which then does not hold for it yet: one older configuration is as good.
         let mut configs = self.configs.range(..index).rev().map(|(_, config)| config);
         let enough = |config: &ConfigState| {
-            let holds = |voter: &&MemberId| {
+            let holds = |voter: MemberId| {
                 self.durable
-                    .get(*voter)
+                    .get(&voter)
                     .is_some_and(|mirror| mirror.term_at(index) == Some(term) || mirror.start.index >= index)
             };
-            config.voters.iter().filter(holds).count() >= config.quorum()
+            config.is_majority(holds)
         };
         let known = configs.next();
         if !self.copies_vanish && known.is_some_and(|config| !enough(config)) && !configs.next().is_some_and(enough) {
