@@ -329,7 +329,7 @@ mod tests {
 
             try it   etcdctl --endpoints=127.0.0.1:2379,127.0.0.1:2389,127.0.0.1:2399 put hello world
             look     althing status orders -n shop          curl http://127.0.0.1:2381/metrics
-            scale    {althing} scale orders -n shop --members 5
+            scale    althing scale orders -n shop --members 5
             stop     Ctrl-C here, or `althing down`; the data stay
         "#]]
         .assert_eq(&ready(
