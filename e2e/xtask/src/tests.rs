@@ -228,6 +228,9 @@ fn workspace_tests(summaries: &mut Vec<String>) -> CheckResult {
     command
         .args(["test", "--workspace", "--locked", "--no-fail-fast"])
         .current_dir(paths::checkout());
+    // Built beside us by this very command before any test runs; alone it would have other features, and be built twice.
+    let own = std::env::current_exe().map_err(Error::io("find", "this program"))?;
+    command.env("ALTHING_NODE_BINARY", own.with_file_name("althing-node"));
     let mut child = command
         .stdout(Stdio::piped())
         .spawn()
