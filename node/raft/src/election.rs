@@ -33,6 +33,7 @@ impl Raft {
         self.role = Role::Follower;
         self.settle_role();
         self.leader = leader;
+        self.stand_until = None;
         self.ballots.clear();
         self.progress.clear();
         self.transfer = None;
@@ -114,15 +115,13 @@ impl Raft {
     /// A voter campaigns, but not while a committed change of the voters is still to be handed out (pitfall P8),
     /// nor while its log is being replaced.
     fn may_campaign(&self) -> bool {
-        let config_pending = self
-            .log
-            .range(self.emitted.next(), self.commit)
-            .any(|entry| matches!(entry.payload, Payload::Config(_)));
-        self.is_voter() && self.installing.is_none() && !config_pending
+        let config_pending = self.log.first_config(self.emitted.next(), self.commit);
+        self.is_voter() && self.installing.is_none() && config_pending.is_none()
     }
 
     fn campaign(&mut self, kind: Campaign) {
         self.leader = None;
+        self.stand_until = None;
         self.last_contact = None;
         self.ballots.clear();
         let (term, body) = match kind {
@@ -152,7 +151,7 @@ impl Raft {
             // lead the same term twice, with another log, and its learners would believe both.
             Campaign::Vote { .. } => {}
         }
-        for peer in self.members.voters.clone() {
+        for peer in self.members.voting() {
             if peer != self.config.id {
                 match kind {
                     Campaign::PreVote => self.send_at(peer, term, body.clone()),
@@ -378,7 +377,19 @@ impl Raft {
     }
 
     fn on_timeout_now(&mut self, from: MemberId) {
-        if self.leader == Some(from) && self.may_campaign() {
+        if self.leader == Some(from) {
+            self.stand_until = Some(self.now.after(self.config.election_timeout));
+        }
+    }
+
+    /// Stands as the leader has told it to. The wish outlives the moment: a leader that hands over because of a change which
+    /// has just committed is quicker than this member's own write of the commit index, without which it may not campaign
+    /// (pitfall P8). It does not outlive the leader's patience.
+    pub(crate) fn stand(&mut self) {
+        if self.stand_until.is_some_and(|until| until <= self.now) {
+            self.stand_until = None;
+        }
+        if self.stand_until.is_some() && self.may_campaign() {
             self.campaign(Campaign::Vote { transfer: true });
         }
     }
@@ -387,21 +398,6 @@ impl Raft {
         for request in requests {
             self.drop_request(request, reason);
         }
-    }
-
-    /// The leader finds itself removed: its successor must not wait for a timeout (pitfalls P10 and P12).
-    pub(crate) fn step_down_removed(&mut self) {
-        let best = self
-            .progress
-            .iter()
-            .filter(|(member, _)| self.members.voters.contains(member))
-            .max_by_key(|(_, progress)| progress.matched)
-            .map(|(&member, _)| member);
-        if let Some(best) = best {
-            self.send(best, Body::TimeoutNow);
-        }
-        let term = self.term;
-        self.become_follower(term, None);
     }
 
     pub(crate) fn committed_in_term(&self) -> bool {

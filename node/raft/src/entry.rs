@@ -63,12 +63,17 @@ pub struct ConfigChange {
 
 impl ConfigChange {
     fn size_bytes(&self) -> usize {
-        32 + self.context.len()
+        let named = match &self.step {
+            ConfigStep::AddLearner(_) | ConfigStep::Promote(_) | ConfigStep::Remove(_) => 1,
+            ConfigStep::EnterJoint(target) => target.voters.len() + target.learners.len(),
+            ConfigStep::LeaveJoint => 0,
+        };
+        24 + named * size_of::<MemberId>() + self.context.len()
     }
 }
 
-/// The kinds of single-member change. Joint consensus joins them later; the codec leaves room.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// The kinds of change: single-member steps, and joint consensus for several members at once.
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ConfigStep {
     /// Adds a member that receives the log and has no vote. Of a present learner: updates its context only.
     AddLearner(MemberId),
@@ -76,39 +81,58 @@ pub enum ConfigStep {
     Promote(MemberId),
     /// Removes a voter or a learner.
     Remove(MemberId),
+    /// Moves to the target through a joint configuration, in which the voters of before and the target's must both agree
+    /// (Raft thesis, section 4.3). The leader leaves it by itself.
+    EnterJoint(JointTarget),
+    /// Ends a joint configuration: the target alone holds. Proposed by leaders only (pitfall P11).
+    LeaveJoint,
 }
 
-/// Who belongs to a group.
+/// Everybody who belongs after a joint change. Only present members may be named: a newcomer is added as a learner first,
+/// which brings its addresses and its log. Whoever is not named leaves; a voter among the learners loses its vote.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct JointTarget {
+    /// Members with a vote; at least one.
+    pub voters: BTreeSet<MemberId>,
+    /// Members without one; none of the voters.
+    pub learners: BTreeSet<MemberId>,
+}
+
+/// Who belongs to a group. What follows from a change is in `config.rs`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct ConfigState {
-    /// Members with a vote.
+    /// Members with a vote. While the configuration is joint: those of its target.
     pub voters: BTreeSet<MemberId>,
-    /// Members without one.
+    /// While the configuration is joint, the voters of before; otherwise empty. Each half must agree by itself.
+    pub outgoing: BTreeSet<MemberId>,
+    /// Members without a vote; those who are also in `outgoing` have theirs until the joint configuration is left.
     pub learners: BTreeSet<MemberId>,
     /// Index of the entry that made it; 0 for the one a group is born with.
     pub index: Index,
 }
 
 impl ConfigState {
-    /// Whether `member` is a voter or a learner.
-    #[must_use]
-    pub fn contains(&self, member: MemberId) -> bool {
-        self.voters.contains(&member) || self.learners.contains(&member)
-    }
-
-    /// Whether these members decide: a majority of the voters is among them.
+    /// Whether these members decide: a majority of the voters is among them, and of the outgoing voters too.
     #[must_use]
     pub fn is_majority(&self, counts: impl Fn(MemberId) -> bool) -> bool {
         self.reached_by_majority(|member| u8::from(counts(member))) > 0
     }
 
-    /// The largest value that a majority of the voters has reached; the default value if there is no voter. The one place
-    /// that knows how votes, copies and confirmations are counted.
+    /// The largest value that a majority of the voters has reached, in both halves of a joint configuration; the default
+    /// value if there is no voter. The one place that knows how votes, copies and confirmations are counted.
     #[must_use]
     pub fn reached_by_majority<T: Ord + Copy + Default>(&self, reached: impl Fn(MemberId) -> T) -> T {
-        let mut values: Vec<T> = self.voters.iter().map(|voter| reached(*voter)).collect();
-        values.sort_unstable_by(|a, b| b.cmp(a));
-        values.get(self.voters.len() / 2).copied().unwrap_or_default()
+        let half = |voters: &BTreeSet<MemberId>| {
+            let mut values: Vec<T> = voters.iter().map(|voter| reached(*voter)).collect();
+            values.sort_unstable_by(|a, b| b.cmp(a));
+            values.get(voters.len() / 2).copied().unwrap_or_default()
+        };
+        let incoming = half(&self.voters);
+        if self.is_joint() {
+            incoming.min(half(&self.outgoing))
+        } else {
+            incoming
+        }
     }
 }
 

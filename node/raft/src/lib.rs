@@ -17,9 +17,10 @@
 //! 5. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
 //!
 //! # What is absent
-//! Ticks (deadlines instead), joint consensus (one member at a time; the codec leaves room), leases, many groups
-//! (`althing-shard`), the log's disk format (`althing-wal`), and everything about keys and values.
+//! Ticks (deadlines instead), leases, many groups (`althing-shard`), the log's disk format (`althing-wal`), and everything
+//! about keys and values.
 
+mod config;
 mod election;
 pub mod entry;
 pub mod ids;

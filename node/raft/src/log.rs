@@ -10,6 +10,8 @@ pub(crate) struct Log {
     start: LogPosition,
     entries: VecDeque<Entry>,
     bytes: usize,
+    /// Where configuration changes stand, ascending: they are rare, and asked about at every step.
+    configs: VecDeque<Index>,
     /// The first index that no `Persist` has carried yet.
     unwritten: Index,
     /// The last position known durable. Always a position of this log, never of a replaced tail (pitfall P6).
@@ -36,8 +38,10 @@ impl Log {
             term = entry.term;
         }
         let bytes = entries.iter().map(Entry::size_bytes).sum();
+        let configs = entries.iter().filter(|entry| is_config(entry)).map(|entry| entry.index);
         let mut log = Self {
             start,
+            configs: configs.collect(),
             entries: entries.into(),
             bytes,
             unwritten: expected.next(),
@@ -116,13 +120,25 @@ impl Log {
         self.entries.range(begin..end)
     }
 
+    /// The first configuration change in `from..=to`.
+    pub(crate) fn first_config(&self, from: Index, to: Index) -> Option<Index> {
+        let at = self.configs.partition_point(|index| *index < from);
+        self.configs.get(at).copied().filter(|index| *index <= to)
+    }
+
     /// Appends one entry of the leader's own.
     pub(crate) fn push(&mut self, term: Term, payload: Payload) -> Index {
         let index = self.last_index().next();
-        let entry = Entry { term, index, payload };
-        self.bytes += entry.size_bytes();
-        self.entries.push_back(entry);
+        self.append(Entry { term, index, payload });
         index
+    }
+
+    fn append(&mut self, entry: Entry) {
+        self.bytes += entry.size_bytes();
+        if is_config(&entry) {
+            self.configs.push_back(entry.index);
+        }
+        self.entries.push_back(entry);
     }
 
     /// Appends entries that follow a matching `prev`, dropping a conflicting tail. Entries already present are
@@ -139,8 +155,7 @@ impl Log {
                         entry.index
                     );
                     self.truncate_from(entry.index);
-                    self.bytes += entry.size_bytes();
-                    self.entries.push_back(entry);
+                    self.append(entry);
                 }
                 None => {
                     assert!(
@@ -148,8 +163,7 @@ impl Log {
                         "append leaves a hole before {}",
                         entry.index
                     );
-                    self.bytes += entry.size_bytes();
-                    self.entries.push_back(entry);
+                    self.append(entry);
                 }
             }
         }
@@ -160,6 +174,8 @@ impl Log {
         for dropped in self.entries.drain(keep..) {
             self.bytes -= dropped.size_bytes();
         }
+        self.configs
+            .truncate(self.configs.partition_point(|config| *config < index));
         self.unwritten = self.unwritten.min(index);
         if self.stable.index >= index {
             self.stable = self.last();
@@ -192,6 +208,7 @@ impl Log {
             start: position,
             entries: VecDeque::new(),
             bytes: 0,
+            configs: VecDeque::new(),
             unwritten: position.index.next(),
             stable: position,
         };
@@ -206,6 +223,8 @@ impl Log {
             self.bytes -= entry.size_bytes();
             self.start = entry.position();
         }
+        let gone = self.configs.partition_point(|config| *config <= self.start.index);
+        self.configs.drain(..gone);
     }
 
     /// The last position at or before `index` whose term is at most `term`: where two diverging logs may agree
@@ -222,4 +241,8 @@ impl Log {
         }
         self.start
     }
+}
+
+fn is_config(entry: &Entry) -> bool {
+    matches!(entry.payload, Payload::Config(_))
 }

@@ -1,10 +1,12 @@
-//! Single-member configuration changes (Raft thesis, chapter 4), effective when handed out for apply.
+//! Configuration changes (Raft thesis, chapter 4), effective when handed out for apply: single-member steps, and joint
+//! consensus for several members at once.
 
 use crate::entry::{ConfigChange, ConfigStep, Payload};
-use crate::ids::Index;
+use crate::ids::{Index, MemberId};
 use crate::io::{DropReason, RequestId, Role};
 use crate::progress::Progress;
 use crate::raft::Raft;
+use bytes::Bytes;
 
 /// A learner may be promoted when it lacks at most this many entries: what a leader under load writes within a few
 /// round trips. More, and the new vote could not help a commit for a while.
@@ -27,82 +29,95 @@ impl Raft {
         if self.transfer.is_some() {
             return Err(DropReason::LeaderChanged);
         }
-        // One at a time (pitfall P8), and none before this term has committed something: two leaders with
-        // neighbouring configurations could otherwise both have a majority (Ongaro's 2015 correction to the thesis).
-        let pending = self
-            .log
-            .range(self.emitted.next(), self.log.last_index())
-            .any(|entry| matches!(entry.payload, Payload::Config(_)));
-        if pending || !self.committed_in_term() {
+        if !self.may_change_config() {
             return Err(DropReason::ConfigInFlight);
         }
-        match change.step {
-            ConfigStep::AddLearner(member) if self.members.voters.contains(&member) => Err(DropReason::ConfigInvalid),
-            ConfigStep::AddLearner(_) => Ok(()),
+        // A joint configuration is a change that is not done yet.
+        let leaves = matches!(change.step, ConfigStep::LeaveJoint);
+        if self.members.is_joint() && !leaves {
+            return Err(DropReason::ConfigInFlight);
+        }
+        let valid = |valid: bool| if valid { Ok(()) } else { Err(DropReason::ConfigInvalid) };
+        match &change.step {
+            ConfigStep::AddLearner(member) => valid(!self.members.is_voter(*member)),
             ConfigStep::Promote(member) => {
-                if !self.members.learners.contains(&member) {
-                    return Err(DropReason::ConfigInvalid);
-                }
-                let caught_up = self.progress.get(&member).is_some_and(|progress| {
-                    progress.matched.0 + PROMOTE_LAG_MAX >= self.log.last_index().0
-                        && progress.matched > Index::ZERO
-                        && self.now.since(progress.last_heard) < self.config.election_timeout
-                });
-                if caught_up {
-                    Ok(())
-                } else {
-                    Err(DropReason::LearnerBehind)
-                }
+                valid(self.members.learners.contains(member))?;
+                self.check_caught_up(*member)
             }
             ConfigStep::Remove(member) => {
-                let last_voter = self.members.voters.len() == 1 && self.members.voters.contains(&member);
+                let last_voter = self.members.voters.len() == 1 && self.members.voters.contains(member);
                 // A leader must survive the change it commits (pitfall P12): hand over first.
-                if !self.members.contains(member) || last_voter || member == self.config.id {
-                    Err(DropReason::ConfigInvalid)
-                } else {
-                    Ok(())
-                }
+                valid(self.members.contains(*member) && !last_voter && *member != self.config.id)
             }
+            ConfigStep::EnterJoint(target) => {
+                valid(target.fits(&self.members))?;
+                let promoted = target.voters.difference(&self.members.voters);
+                promoted.copied().try_for_each(|member| self.check_caught_up(member))
+            }
+            ConfigStep::LeaveJoint => valid(self.members.is_joint()),
         }
     }
 
-    pub(crate) fn apply_config(&mut self, step: ConfigStep, index: Index) {
-        match step {
-            ConfigStep::AddLearner(member) => {
-                if !self.members.voters.contains(&member) {
-                    self.members.learners.insert(member);
-                }
-            }
-            ConfigStep::Promote(member) => {
-                if self.members.learners.remove(&member) {
-                    self.members.voters.insert(member);
-                }
-            }
-            ConfigStep::Remove(member) => {
-                self.members.learners.remove(&member);
-                self.members.voters.remove(&member);
-                assert!(
-                    !self.members.voters.is_empty(),
-                    "a configuration without voters was committed"
-                );
-                if self.role == Role::Leader {
-                    // It hears of its removal from nobody else afterwards.
-                    self.farewell(member);
-                }
+    /// One change at a time (pitfall P8), and none before this term has committed something: two leaders with neighbouring
+    /// configurations could otherwise both have a majority (Ongaro's 2015 correction to the thesis).
+    fn may_change_config(&self) -> bool {
+        let pending = self.log.first_config(self.emitted.next(), self.log.last_index());
+        pending.is_none() && self.committed_in_term()
+    }
+
+    /// Whether a member is fit for a vote.
+    fn check_caught_up(&self, member: MemberId) -> Result<(), DropReason> {
+        let caught_up = self.progress.get(&member).is_some_and(|progress| {
+            progress.matched.0 + PROMOTE_LAG_MAX >= self.log.last_index().0
+                && progress.matched > Index::ZERO
+                && self.now.since(progress.last_heard) < self.config.election_timeout
+        });
+        if caught_up {
+            Ok(())
+        } else {
+            Err(DropReason::LearnerBehind)
+        }
+    }
+
+    /// A leader that holds a joint configuration ends it as soon as it may. Decided by what holds, not by who began it: a
+    /// leader that came up in between does the same (pitfall P11).
+    pub(crate) fn leave_joint(&mut self) {
+        if self.members.is_joint() && self.transfer.is_none() && self.may_change_config() {
+            let change = ConfigChange {
+                request: 0,
+                step: ConfigStep::LeaveJoint,
+                context: Bytes::new(),
+            };
+            self.log.push(self.term, Payload::Config(change));
+        }
+    }
+
+    /// Whether this member's own vote ends with that change.
+    pub(crate) fn resigns_by(&self, step: &ConfigStep, index: Index) -> bool {
+        self.is_voter() && !self.members.after(step, index).is_voter(self.config.id)
+    }
+
+    /// A change holds from now on.
+    pub(crate) fn apply_config(&mut self, step: &ConfigStep, index: Index) {
+        let next = self.members.after(step, index);
+        if self.role == Role::Leader {
+            for gone in self.members.members().difference(&next.members()) {
+                // It hears of its removal from nobody else afterwards.
+                self.farewell(*gone);
             }
         }
-        self.members.index = index;
+        self.members = next;
         self.settle_role();
         if self.role == Role::Leader {
-            if self.is_voter() {
-                let (next, now) = (self.log.last_index().next(), self.now);
-                let peers = self.peers();
-                self.progress.retain(|member, _| peers.contains(member));
-                for peer in peers {
-                    self.progress.entry(peer).or_insert_with(|| Progress::new(next, now));
-                }
-            } else {
-                self.step_down_removed();
+            assert!(
+                self.is_voter(),
+                "invariant: a leader hands over before its own vote ends (pitfall P10)"
+            );
+            let (next, now) = (self.log.last_index().next(), self.now);
+            let peers = self.peers();
+            self.progress.retain(|member, _| peers.contains(member));
+            for peer in peers {
+                self.progress.entry(peer).or_insert_with(|| Progress::new(next, now));
             }
         }
     }

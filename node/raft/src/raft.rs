@@ -62,6 +62,8 @@ pub struct Raft {
     /// The leader's own first entry: nothing is read before it commits (pitfall P1).
     pub(crate) term_start: Index,
     pub(crate) transfer: Option<Transfer>,
+    /// The leader told this member to stand for election; until then it tries.
+    pub(crate) stand_until: Option<Now>,
     pub(crate) reads: Reads,
 
     hard_state_written: HardState,
@@ -72,6 +74,8 @@ pub struct Raft {
     commit_durable: Index,
     /// A committed configuration change that waits for the commit index to be durable.
     config_waits: Option<Index>,
+    /// This member leads, and the next change to hand out ends its vote.
+    resigns: bool,
     reset_to: Option<LogPosition>,
     /// Messages that wait for a write (pitfall P7).
     held: VecDeque<(PersistSeq, Message)>,
@@ -125,6 +129,7 @@ impl Raft {
             progress: BTreeMap::new(),
             term_start: Index::ZERO,
             transfer: None,
+            stand_until: None,
             reads: Reads::new(config.seed),
             hard_state_written: start.hard_state,
             persist_next: PersistSeq(1),
@@ -132,6 +137,7 @@ impl Raft {
             writes: VecDeque::new(),
             commit_durable: commit,
             config_waits: None,
+            resigns: false,
             reset_to: behind_snapshot.then_some(at),
             held: VecDeque::new(),
             held_now: Vec::new(),
@@ -145,7 +151,8 @@ impl Raft {
         raft.settle_role();
         raft.emit();
         raft.reset_election_deadline();
-        if raft.members.voters.len() == 1 && raft.is_voter() {
+        let me = raft.config.id;
+        if raft.members.is_majority(|voter| voter == me) {
             // Nobody else could lead: waiting out a timeout would only delay a single member's start.
             raft.election_deadline = Some(now);
         }
@@ -233,12 +240,12 @@ impl Raft {
     }
 
     pub(crate) fn is_voter(&self) -> bool {
-        self.members.voters.contains(&self.config.id)
+        self.members.is_voter(self.config.id)
     }
 
     /// Every member but this one.
     pub(crate) fn peers(&self) -> BTreeSet<MemberId> {
-        let mut peers: BTreeSet<_> = self.members.voters.union(&self.members.learners).copied().collect();
+        let mut peers = self.members.members();
         peers.remove(&self.config.id);
         peers
     }
@@ -340,18 +347,24 @@ impl Raft {
 
     /// Hands out what is committed and durable here, and lets its configuration changes hold. A change holds only once its
     /// commit is durable: a member that forgot in a crash that somebody was removed would need the removed one's vote,
-    /// perhaps for ever.
+    /// perhaps for ever. And a leader lets no change hold that ends its own vote: it says so, and hands over first
+    /// (pitfalls P10 and P12).
     fn emit(&mut self) {
+        self.resigns = false;
         loop {
-            let forgettable =
-                |entry: &&Entry| matches!(entry.payload, Payload::Config(_)) && entry.index > self.commit_durable;
             self.config_waits = self
                 .log
-                .range(self.emitted.next(), self.commit)
-                .find(forgettable)
-                .map(|entry| entry.index);
+                .first_config(self.emitted.max(self.commit_durable).next(), self.commit);
             let ready = self.commit.min(self.log.stable().index);
-            let to = self.config_waits.map_or(ready, |index| ready.min(index.prev()));
+            let mut to = self.config_waits.map_or(ready, |index| ready.min(index.prev()));
+            // One change at a time: what comes behind it is handed out under the configuration that it makes.
+            if let Some(change) = self.log.first_config(self.emitted.next(), to) {
+                to = change;
+                self.resigns = self.role == Role::Leader && self.resigns_at(change);
+                if self.resigns {
+                    to = change.prev();
+                }
+            }
             if to <= self.emitted {
                 return;
             }
@@ -363,11 +376,13 @@ impl Raft {
                 self.log.first_index(),
             );
             self.emitted = to;
-            for entry in &entries {
-                match &entry.payload {
-                    Payload::Noop | Payload::Command(_) => {}
-                    Payload::Config(change) => self.apply_config(change.step, entry.index),
-                }
+            if let Some(Entry {
+                index,
+                payload: Payload::Config(change),
+                ..
+            }) = entries.last()
+            {
+                self.apply_config(&change.step, *index);
             }
             self.out.apply.extend(entries);
             if self.role == Role::Leader {
@@ -377,10 +392,22 @@ impl Raft {
         }
     }
 
+    fn resigns_at(&self, index: Index) -> bool {
+        match self.log.get(index).map(|entry| &entry.payload) {
+            Some(Payload::Config(change)) => self.resigns_by(&change.step, index),
+            Some(Payload::Noop | Payload::Command(_)) | None => false,
+        }
+    }
+
     fn finish(&mut self) -> Output {
         self.emit();
+        self.stand();
         self.reads_ready();
         if self.role == Role::Leader {
+            if self.resigns && self.transfer.is_none() {
+                self.transfer_leader(None);
+            }
+            self.leave_joint();
             self.replicate();
             self.tell_commit();
         }

@@ -5,7 +5,7 @@
 
 mod kit;
 
-use althing_raft::entry::ConfigStep;
+use althing_raft::entry::{ConfigStep, JointTarget};
 use althing_raft::ids::MemberId;
 use althing_raft::io::{Input, RequestId};
 use kit::{Disk, ELECTION, Net, Rng, id};
@@ -21,7 +21,7 @@ fn run(seed: u64) {
     for _ in 0..600 {
         let members: Vec<MemberId> = net.nodes.keys().copied().collect();
         let pick = members[usize::try_from(rng.below(members.len() as u64)).unwrap()];
-        match rng.below(100) {
+        match rng.below(104) {
             0..=54 if !net.mail.is_empty() => {
                 // Mostly in order, sometimes not.
                 let window = if rng.below(5) == 0 { net.mail.len() } else { 1 };
@@ -64,6 +64,19 @@ fn run(seed: u64) {
             97 => net.change(pick, ConfigStep::AddLearner(id(1 + rng.below(newest)))),
             98 => net.change(pick, ConfigStep::Promote(id(1 + rng.below(newest)))),
             99 => net.change(pick, ConfigStep::Remove(id(1 + rng.below(newest)))),
+            100..=103 => {
+                // Each member present gets a vote, or none, or leaves.
+                let present = net.nodes[&pick].config.members();
+                let mut target = JointTarget::default();
+                for member in present {
+                    match rng.below(5) {
+                        0..=2 => drop(target.voters.insert(member)),
+                        3 => drop(target.learners.insert(member)),
+                        _ => {}
+                    }
+                }
+                net.change(pick, ConfigStep::EnterJoint(target));
+            }
             _ => {}
         }
     }
@@ -84,7 +97,9 @@ fn run(seed: u64) {
     let leader = net
         .leader()
         .unwrap_or_else(|| panic!("seed {seed}: the leader is gone"));
-    let voters = net.raft(leader.0).view().soft.config.voters;
+    let config = net.raft(leader.0).view().soft.config;
+    assert!(!config.is_joint(), "seed {seed}: a joint configuration was not left");
+    let voters = config.voters;
     let expected = net.commands(leader.0);
     assert_eq!(
         expected.last().map(String::as_str),

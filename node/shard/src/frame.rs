@@ -13,6 +13,7 @@ use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
 use althing_raft::message::{Body, Message};
 use althing_wal::codec::{self, CodecError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
+use std::collections::BTreeSet;
 
 /// Version of handshake and frames that this build speaks. N-1 must stay understood.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -500,28 +501,51 @@ fn decode_reply(buf: &mut Bytes) -> Result<HelloReply, FrameError> {
     })
 }
 
+/// The top bit of the voters' count: the configuration is joint, and the outgoing voters follow the learners. Written only then,
+/// so that an earlier version reads everything else, and refuses a joint configuration instead of taking half of it for the
+/// whole.
+const JOINT_FLAG: u32 = 1 << 31;
+
+/// `position | config index u64 | voters | learners | outgoing if joint`, each list as `count u32 | id u64 ...`.
 fn encode_meta(meta: &SnapshotMeta, out: &mut BytesMut) {
+    let config = &meta.config;
     codec::encode_position(meta.position, out);
-    out.put_u64_le(meta.config.index.0);
-    for members in [&meta.config.voters, &meta.config.learners] {
-        put_count(members.len(), out);
-        members.iter().for_each(|member| out.put_u64_le(member.0));
+    out.put_u64_le(config.index.0);
+    let flag = if config.is_joint() { JOINT_FLAG } else { 0 };
+    put_members(&config.voters, flag, out);
+    put_members(&config.learners, 0, out);
+    if config.is_joint() {
+        put_members(&config.outgoing, 0, out);
     }
+}
+
+fn put_members(members: &BTreeSet<MemberId>, flag: u32, out: &mut BytesMut) {
+    let count = u32::try_from(members.len()).expect("invariant: a group has a handful of members");
+    out.put_u32_le(count | flag);
+    members.iter().for_each(|member| out.put_u64_le(member.0));
 }
 
 fn decode_meta(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
     let position: LogPosition = codec::decode_position(buf)?;
     let index = Index(get_u64(buf, "snapshot")?);
-    let mut members = || {
-        (0..get_count(buf, "snapshot")?)
-            .map(|_| Ok(MemberId(get_u64(buf, "snapshot")?)))
-            .collect::<Result<_, FrameError>>()
+    need(buf, "snapshot", 4)?;
+    let count = buf.get_u32_le();
+    let members = |count: u32, buf: &mut Bytes| -> Result<BTreeSet<MemberId>, FrameError> {
+        (0..count).map(|_| Ok(MemberId(get_u64(buf, "snapshot")?))).collect()
+    };
+    let voters = members(count & !JOINT_FLAG, buf)?;
+    let learners = codec::get_members(buf, "snapshot")?;
+    let outgoing = if count & JOINT_FLAG == 0 {
+        BTreeSet::new()
+    } else {
+        codec::get_members(buf, "snapshot")?
     };
     Ok(SnapshotMeta {
         position,
         config: ConfigState {
-            voters: members()?,
-            learners: members()?,
+            voters,
+            outgoing,
+            learners,
             index,
         },
     })

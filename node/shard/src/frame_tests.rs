@@ -21,10 +21,12 @@ fn position() -> impl Strategy<Value = LogPosition> {
 
 fn meta() -> impl Strategy<Value = SnapshotMeta> {
     let members = || btree_set(any::<u64>().prop_map(MemberId), 0..5);
-    (position(), members(), members(), any::<u64>()).prop_map(|(position, voters, learners, index)| SnapshotMeta {
+    let lists = (members(), members(), members());
+    (position(), lists, any::<u64>()).prop_map(|(position, (voters, outgoing, learners), index)| SnapshotMeta {
         position,
         config: ConfigState {
             voters,
+            outgoing,
             learners,
             index: Index(index),
         },
@@ -159,6 +161,43 @@ proptest! {
         cut.truncate(keep.index(cut.len()));
         prop_assert!(decode_message(&mut cut).is_err());
     }
+}
+
+#[test]
+fn a_snapshot_announced_before_joint_consensus_is_still_read() {
+    // Byte by byte as version 1 wrote it: position, index, voters, learners.
+    let mut body = BytesMut::new();
+    for number in [1_u64, 2, 3, 4, 5] {
+        body.put_u64_le(number);
+    }
+    body.put_u32_le(2);
+    body.put_u64_le(7);
+    body.put_u64_le(8);
+    body.put_u32_le(1);
+    body.put_u64_le(9);
+    let frame = Frame::SnapshotHead(SnapshotHead {
+        group: GroupId(1),
+        term: Term(2),
+        meta: SnapshotMeta {
+            position: LogPosition {
+                term: Term(3),
+                index: Index(4),
+            },
+            config: ConfigState {
+                voters: [MemberId(7), MemberId(8)].into(),
+                learners: [MemberId(9)].into(),
+                index: Index(5),
+                ..ConfigState::default()
+            },
+        },
+    });
+    let bytes = seal(SNAPSHOT_HEAD, |out| out.put_slice(&body));
+    assert_eq!(read(&bytes), Ok(frame.clone()));
+    assert_eq!(
+        frame.encode(),
+        bytes,
+        "and an earlier version reads what is written now"
+    );
 }
 
 fn forward(bytes: usize) -> Message {

@@ -368,6 +368,7 @@ async fn configure(
     let shared = &context.shared;
     let deadline = shared.deadline();
     let expected = expected.map(Index);
+    let asked = step.clone();
     let ask = shared.ask_host(|request| Event::Configure {
         request,
         group: GROUP,
@@ -378,7 +379,7 @@ async fn configure(
     });
     match ask.await.map_err(|error| failed(shared, error))? {
         Done::Configured { index } => {
-            tracing::info!(?step, %index, "the configuration changed");
+            tracing::info!(step = ?asked, %index, "the configuration changed");
             Ok(members(State(context.clone())).await)
         }
         Done::Read { .. } | Done::Transferred { .. } => unreachable!("invariant: a change is answered as one"),

@@ -103,16 +103,27 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, CodecError> {
     Ok(command)
 }
 
-/// Appends a snapshot's metadata: `term | index | config index | voters | learners`, the lists as `count u32 | id u64 ...`.
+/// The top bit of the voters' count: the configuration is joint, and the outgoing voters follow the learners. Written only then,
+/// so that an earlier version reads everything else, and refuses a joint configuration instead of taking half of it for the
+/// whole.
+const JOINT_FLAG: u32 = 1 << 31;
+
+/// Appends a snapshot's metadata: `term | index | config index | voters | learners | outgoing if joint`, the lists as
+/// `count u32 | id u64 ...`.
 pub fn encode_snapshot_meta(meta: &SnapshotMeta, out: &mut impl BufMut) {
+    let config = &meta.config;
     out.put_u64_le(meta.position.term.0);
     out.put_u64_le(meta.position.index.0);
-    out.put_u64_le(meta.config.index.0);
-    for members in [&meta.config.voters, &meta.config.learners] {
-        put_len(members.len(), out);
-        for member in members {
-            out.put_u64_le(member.0);
-        }
+    out.put_u64_le(config.index.0);
+    let mut put_members = |members: &BTreeSet<MemberId>, flag: u32| {
+        let count = u32::try_from(members.len()).expect("invariant: a group has a handful of members");
+        out.put_u32_le(count | flag);
+        members.iter().for_each(|member| out.put_u64_le(member.0));
+    };
+    put_members(&config.voters, if config.is_joint() { JOINT_FLAG } else { 0 });
+    put_members(&config.learners, 0);
+    if config.is_joint() {
+        put_members(&config.outgoing, 0);
     }
 }
 
@@ -127,13 +138,23 @@ pub fn decode_snapshot_meta(buf: &mut Bytes) -> Result<SnapshotMeta, CodecError>
         index: Index(reader.u64("snapshot position")?),
     };
     let index = Index(reader.u64("configuration")?);
-    let mut members = || -> Result<BTreeSet<MemberId>, CodecError> {
-        let count = reader.u32("members")?;
+    let members = |count: u32, reader: &mut Reader| -> Result<BTreeSet<MemberId>, CodecError> {
         (0..count).map(|_| reader.u64("member").map(MemberId)).collect()
     };
+    let count = reader.u32("voters")?;
+    let voters = members(count & !JOINT_FLAG, &mut reader)?;
+    let learners = reader.u32("learners")?;
+    let learners = members(learners, &mut reader)?;
+    let outgoing = if count & JOINT_FLAG == 0 {
+        BTreeSet::new()
+    } else {
+        let outgoing = reader.u32("outgoing voters")?;
+        members(outgoing, &mut reader)?
+    };
     let config = ConfigState {
-        voters: members()?,
-        learners: members()?,
+        voters,
+        outgoing,
+        learners,
         index,
     };
     *buf = reader.0;

@@ -67,9 +67,10 @@ proptest! {
     fn snapshot_metadata_comes_back(
         position in any::<(u64, u64)>(), index in any::<u64>(),
         voters in proptest::collection::btree_set(any::<u64>(), 0..8), learners in proptest::collection::btree_set(any::<u64>(), 0..8),
+        outgoing in proptest::collection::btree_set(any::<u64>(), 0..3),
     ) {
         let members = |ids: std::collections::BTreeSet<u64>| ids.into_iter().map(MemberId).collect();
-        let config = ConfigState { voters: members(voters), learners: members(learners), index: Index(index) };
+        let config = ConfigState { voters: members(voters), outgoing: members(outgoing), learners: members(learners), index: Index(index) };
         let meta = SnapshotMeta { position: LogPosition { term: Term(position.0), index: Index(position.1) }, config };
         let mut out = Vec::new();
         encode_snapshot_meta(&meta, &mut out);
@@ -78,6 +79,37 @@ proptest! {
         prop_assert_eq!(decode_snapshot_meta(&mut buf).unwrap(), meta);
         prop_assert_eq!(&buf[..], [9]);
     }
+}
+
+#[test]
+fn metadata_written_before_joint_consensus_is_still_read() {
+    // Byte by byte as version 1 wrote it.
+    let mut bytes = Vec::new();
+    for number in [1_u64, 2, 3] {
+        bytes.extend_from_slice(&number.to_le_bytes());
+    }
+    for members in [&[7_u64, 8][..], &[9]] {
+        bytes.extend_from_slice(&u32::try_from(members.len()).unwrap().to_le_bytes());
+        members
+            .iter()
+            .for_each(|member| bytes.extend_from_slice(&member.to_le_bytes()));
+    }
+    let meta = SnapshotMeta {
+        position: LogPosition {
+            term: Term(1),
+            index: Index(2),
+        },
+        config: ConfigState {
+            voters: [MemberId(7), MemberId(8)].into(),
+            learners: [MemberId(9)].into(),
+            index: Index(3),
+            ..ConfigState::default()
+        },
+    };
+    assert_eq!(decode_snapshot_meta(&mut Bytes::from(bytes.clone())).unwrap(), meta);
+    let mut out = Vec::new();
+    encode_snapshot_meta(&meta, &mut out);
+    assert_eq!(out, bytes, "and an earlier version reads what is written now");
 }
 
 #[test]

@@ -6,17 +6,20 @@
 //! entry   := kind u8 | term u64 | index u64 | payload
 //! payload := Noop (0)    : nothing
 //!            Command (1) : len u32 | bytes
-//!            Config (2)  : request u64 | step u8 | member u64 | len u32 | context
+//!            Config (2)  : request u64 | step u8 | of whom | len u32 | context
+//! of whom := AddLearner (0), Promote (1), Remove (2) : member u64
+//!            EnterJoint (3)                          : voters | learners, each count u32 | member u64 ...
+//!            LeaveJoint (4)                          : nothing
 //! ```
 //!
-//! Kinds 3 and up, and steps 3 and up, are free for later versions (joint consensus); a decoder refuses what it
-//! does not know. The version itself stands in the container: the segment header or the peers' handshake.
+//! Kinds 3 and up, and steps 5 and up, are free for later versions; a decoder refuses what it does not know. The version itself stands in the container: the segment header or the peers' handshake.
 //! Decoding takes nothing on trust: every length is checked against the bytes that are there before anything is sliced,
 //! and payloads are slices of the input, so a lying length cannot make it allocate.
 
-use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, Payload};
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, JointTarget, Payload};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
 use bytes::{Buf, BufMut, Bytes};
+use std::collections::BTreeSet;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -56,6 +59,10 @@ const CONFIG: u8 = 2;
 const ADD_LEARNER: u8 = 0;
 const PROMOTE: u8 = 1;
 const REMOVE: u8 = 2;
+const ENTER_JOINT: u8 = 3;
+const LEAVE_JOINT: u8 = 4;
+
+const MEMBER_BYTES: usize = 8;
 
 fn need(buf: &Bytes, what: &'static str, needed: usize) -> Result<(), CodecError> {
     if buf.len() < needed {
@@ -76,6 +83,34 @@ fn get_bytes(buf: &mut Bytes, what: &'static str) -> Result<Bytes, CodecError> {
     Ok(buf.split_to(len))
 }
 
+fn get_member(buf: &mut Bytes) -> Result<MemberId, CodecError> {
+    need(buf, "member of a configuration change", MEMBER_BYTES)?;
+    Ok(MemberId(buf.get_u64_le()))
+}
+
+/// Reads what [`put_members`] wrote; the count is checked against what is there before anything is built.
+///
+/// # Errors
+/// If the bytes end early.
+pub fn get_members(buf: &mut Bytes, what: &'static str) -> Result<BTreeSet<MemberId>, CodecError> {
+    need(buf, what, 4)?;
+    let count = buf.get_u32_le() as usize;
+    need(buf, what, count.saturating_mul(MEMBER_BYTES))?;
+    Ok((0..count).map(|_| MemberId(buf.get_u64_le())).collect())
+}
+
+/// Appends a set of members: `count u32 | member u64 ...`.
+pub fn put_members(members: &BTreeSet<MemberId>, out: &mut impl BufMut) {
+    out.put_u32_le(u32::try_from(members.len()).expect("invariant: a group has a handful of members"));
+    for member in members {
+        out.put_u64_le(member.0);
+    }
+}
+
+fn members_len(members: &BTreeSet<MemberId>) -> usize {
+    4 + members.len() * MEMBER_BYTES
+}
+
 fn put_bytes(out: &mut impl BufMut, bytes: &[u8]) {
     let len = u32::try_from(bytes.len()).expect("invariant: payloads are far below 4 GiB (entry size limit)");
     out.put_u32_le(len);
@@ -88,7 +123,14 @@ pub fn entry_len(entry: &Entry) -> usize {
     17 + match &entry.payload {
         Payload::Noop => 0,
         Payload::Command(bytes) => 4 + bytes.len(),
-        Payload::Config(change) => 21 + change.context.len(),
+        Payload::Config(change) => {
+            let of_whom = match &change.step {
+                ConfigStep::AddLearner(_) | ConfigStep::Promote(_) | ConfigStep::Remove(_) => MEMBER_BYTES,
+                ConfigStep::EnterJoint(target) => members_len(&target.voters) + members_len(&target.learners),
+                ConfigStep::LeaveJoint => 0,
+            };
+            13 + of_whom + change.context.len()
+        }
     }
 }
 
@@ -106,13 +148,21 @@ pub fn encode_entry(entry: &Entry, out: &mut impl BufMut) {
         Payload::Command(bytes) => put_bytes(out, bytes),
         Payload::Config(change) => {
             out.put_u64_le(change.request);
-            let (step, member) = match change.step {
-                ConfigStep::AddLearner(member) => (ADD_LEARNER, member),
-                ConfigStep::Promote(member) => (PROMOTE, member),
-                ConfigStep::Remove(member) => (REMOVE, member),
+            let mut single = |step, member: &MemberId| {
+                out.put_u8(step);
+                out.put_u64_le(member.0);
             };
-            out.put_u8(step);
-            out.put_u64_le(member.0);
+            match &change.step {
+                ConfigStep::AddLearner(member) => single(ADD_LEARNER, member),
+                ConfigStep::Promote(member) => single(PROMOTE, member),
+                ConfigStep::Remove(member) => single(REMOVE, member),
+                ConfigStep::EnterJoint(target) => {
+                    out.put_u8(ENTER_JOINT);
+                    put_members(&target.voters, out);
+                    put_members(&target.learners, out);
+                }
+                ConfigStep::LeaveJoint => out.put_u8(LEAVE_JOINT),
+            }
             put_bytes(out, &change.context);
         }
     }
@@ -130,14 +180,17 @@ pub fn decode_entry(buf: &mut Bytes) -> Result<Entry, CodecError> {
         NOOP => Payload::Noop,
         COMMAND => Payload::Command(get_bytes(buf, "command")?),
         CONFIG => {
-            need(buf, "configuration change", 17)?;
+            need(buf, "configuration change", 9)?;
             let request = buf.get_u64_le();
-            let step = buf.get_u8();
-            let member = MemberId(buf.get_u64_le());
-            let step = match step {
-                ADD_LEARNER => ConfigStep::AddLearner(member),
-                PROMOTE => ConfigStep::Promote(member),
-                REMOVE => ConfigStep::Remove(member),
+            let step = match buf.get_u8() {
+                ADD_LEARNER => ConfigStep::AddLearner(get_member(buf)?),
+                PROMOTE => ConfigStep::Promote(get_member(buf)?),
+                REMOVE => ConfigStep::Remove(get_member(buf)?),
+                ENTER_JOINT => ConfigStep::EnterJoint(JointTarget {
+                    voters: get_members(buf, "voters of a joint change")?,
+                    learners: get_members(buf, "learners of a joint change")?,
+                }),
+                LEAVE_JOINT => ConfigStep::LeaveJoint,
                 tag => {
                     return Err(CodecError::Tag {
                         what: "configuration step",
@@ -225,11 +278,16 @@ pub(crate) mod tests {
 
     pub(crate) fn arb_entry() -> impl Strategy<Value = Entry> {
         let bytes = || proptest::collection::vec(any::<u8>(), 0..200).prop_map(Bytes::from);
-        let step = (0..3u8, any::<u64>()).prop_map(|(step, member)| match step {
-            0 => ConfigStep::AddLearner(MemberId(member)),
-            1 => ConfigStep::Promote(MemberId(member)),
-            _ => ConfigStep::Remove(MemberId(member)),
-        });
+        let member = || any::<u64>().prop_map(MemberId);
+        let members = || proptest::collection::btree_set(member(), 0..5);
+        let step = prop_oneof![
+            member().prop_map(ConfigStep::AddLearner),
+            member().prop_map(ConfigStep::Promote),
+            member().prop_map(ConfigStep::Remove),
+            (members(), members())
+                .prop_map(|(voters, learners)| ConfigStep::EnterJoint(JointTarget { voters, learners })),
+            Just(ConfigStep::LeaveJoint),
+        ];
         let payload = prop_oneof![
             Just(Payload::Noop),
             bytes().prop_map(Payload::Command),
@@ -290,6 +348,44 @@ pub(crate) mod tests {
             prop_assert_eq!(decode_hard_state(&mut buf).unwrap(), state);
             prop_assert!(buf.is_empty());
         }
+    }
+
+    #[test]
+    fn what_was_written_before_joint_consensus_is_still_read() {
+        // A promotion of member 7 with the context "ab", byte by byte as version 1 wrote it.
+        let mut bytes = vec![CONFIG];
+        for number in [3_u64, 4, 5] {
+            bytes.extend_from_slice(&number.to_le_bytes());
+        }
+        bytes.push(1);
+        bytes.extend_from_slice(&7_u64.to_le_bytes());
+        bytes.extend_from_slice(&[2, 0, 0, 0, b'a', b'b']);
+        let change = ConfigChange {
+            request: 5,
+            step: ConfigStep::Promote(MemberId(7)),
+            context: Bytes::from_static(b"ab"),
+        };
+        let entry = Entry {
+            term: Term(3),
+            index: Index(4),
+            payload: Payload::Config(change),
+        };
+        assert_eq!(decode_entry(&mut Bytes::from(bytes.clone())).unwrap(), entry);
+        let mut out = Vec::new();
+        encode_entry(&entry, &mut out);
+        assert_eq!(out, bytes, "and an earlier version reads what is written now");
+    }
+
+    #[test]
+    fn a_joint_change_of_four_billion_members_is_refused_without_allocating() {
+        let mut bytes = vec![CONFIG];
+        bytes.extend_from_slice(&[0; 24]);
+        bytes.push(ENTER_JOINT);
+        bytes.extend_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(
+            decode_entry(&mut Bytes::from(bytes)),
+            Err(CodecError::Short { left: 0, .. })
+        ));
     }
 
     #[test]

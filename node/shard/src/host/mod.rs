@@ -337,7 +337,7 @@ impl Host {
         let voters = &group.soft.config.voters;
         let possible = match to {
             Some(to) => voters.contains(&to),
-            None => voters.len() > 1,
+            None => voters.iter().any(|voter| *voter != me),
         };
         let answer = if group.soft.role != Role::Leader {
             Some(Err(Refusal::NotLeader {

@@ -5,7 +5,7 @@ use crate::HostError;
 use crate::effect::{Done, Effect, Item, Refusal, Work};
 use crate::envelope::Envelope;
 use crate::pending::Stage;
-use althing_raft::entry::{ConfigState, ConfigStep, Entry, Payload};
+use althing_raft::entry::{Entry, Payload};
 use althing_raft::ids::{GroupId, Index, MemberId, Now};
 use althing_raft::io::{DropReason, Input, Output, PersistSeq, RequestId, Soft};
 use althing_raft::message::Message;
@@ -42,28 +42,6 @@ impl Turn {
     pub(super) fn complete(&mut self, request: RequestId, result: Result<Done, Refusal>) {
         self.effects.push(Effect::Complete { request, result });
     }
-}
-
-/// The configuration after a committed change. The core has checked the change when it was proposed.
-fn changed(mut config: ConfigState, step: ConfigStep, index: Index) -> ConfigState {
-    match step {
-        ConfigStep::AddLearner(member) => {
-            if !config.voters.contains(&member) {
-                config.learners.insert(member);
-            }
-        }
-        ConfigStep::Promote(member) => {
-            if config.learners.remove(&member) {
-                config.voters.insert(member);
-            }
-        }
-        ConfigStep::Remove(member) => {
-            config.voters.remove(&member);
-            config.learners.remove(&member);
-        }
-    }
-    config.index = index;
-    config
 }
 
 impl Host {
@@ -182,7 +160,7 @@ impl Host {
                     }
                 },
                 Payload::Config(change) => {
-                    group.config = changed(std::mem::take(&mut group.config), change.step, position.index);
+                    group.config = group.config.after(&change.step, position.index);
                     let request = RequestId(change.request.wrapping_sub(nonce.0));
                     if self.requests.stage(request, Stage::Committed) {
                         // Not yet applied, so this always waits.

@@ -16,7 +16,7 @@ use std::collections::BTreeSet;
 const EVERY: u64 = 250 * MS;
 
 /// What it asks for next.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 enum Step {
     Change(ConfigStep),
     /// The leader cannot remove itself: leadership moves first.

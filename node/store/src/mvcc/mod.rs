@@ -259,7 +259,7 @@ impl<S: StateStore> Mvcc<S> {
             results.push(match item {
                 ApplyItem::Noop => None,
                 ApplyItem::Config(change) => {
-                    member_change(change, &mut members);
+                    member_change(change, &state.members, &applied.config, &mut members);
                     None
                 }
                 ApplyItem::Command(command) => match exec.command(command) {
@@ -495,19 +495,34 @@ impl<S: StateStore> Mvcc<S> {
 /// Members set (`Some`) and removed (`None`) by a batch.
 type MemberChanges = BTreeMap<MemberId, Option<Bytes>>;
 
-fn member_change(change: &ConfigChange, members: &mut MemberChanges) {
-    match change.step {
+/// What a change says about the member table, which is `present` before the batch; `last` is the configuration after the batch.
+fn member_change(
+    change: &ConfigChange,
+    present: &BTreeMap<MemberId, Bytes>,
+    last: &ConfigState,
+    members: &mut MemberChanges,
+) {
+    match &change.step {
         ConfigStep::AddLearner(member) => {
-            members.insert(member, Some(change.context.clone()));
+            members.insert(*member, Some(change.context.clone()));
         }
         // A promotion usually says nothing new about the member.
         ConfigStep::Promote(member) => {
             if !change.context.is_empty() {
-                members.insert(member, Some(change.context.clone()));
+                members.insert(*member, Some(change.context.clone()));
             }
         }
         ConfigStep::Remove(member) => {
-            members.insert(member, None);
+            members.insert(*member, None);
+        }
+        // Whoever leaves is still needed until the joint configuration ends.
+        ConfigStep::EnterJoint(_) => {}
+        // Whoever joins later in the batch is added by its own step, whoever leaves later may go now.
+        ConfigStep::LeaveJoint => {
+            let known: Vec<MemberId> = present.keys().chain(members.keys()).copied().collect();
+            for member in known.into_iter().filter(|member| !last.contains(*member)) {
+                members.insert(member, None);
+            }
         }
     }
 }

@@ -1,0 +1,230 @@
+//! The log, its writes and its limits: P6, P7, P14, P16, P17, P27, P28, P29.
+
+use crate::help::{entry, lone, message, position};
+use crate::kit;
+use crate::kit::{ELECTION, Net, id};
+use althing_raft::entry::HardState;
+use althing_raft::ids::{Index, Now, Term};
+use althing_raft::io::{DropReason, Input, RequestId, Start};
+use althing_raft::message::Body;
+use bytes::Bytes;
+
+#[test]
+fn a_follower_forwards_a_command_once() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.propose(id(2), "from a follower");
+    net.settle();
+    net.run(ELECTION);
+    assert_eq!(net.commands(3), ["from a follower"]);
+}
+
+#[test]
+fn p6_the_write_of_a_replaced_tail_does_not_count_for_its_successor() {
+    let mut raft = lone(&[1, 2, 3], Start::default());
+    let append = |from, term, entries, prev| {
+        message(
+            from,
+            1,
+            term,
+            Body::Append {
+                prev,
+                entries,
+                commit: Index(0),
+            },
+        )
+    };
+    let old = raft.step(
+        Now(0),
+        append(2, 1, vec![entry(1, 1), entry(1, 2), entry(1, 3)], position(0, 0)),
+    );
+    let new = raft.step(Now(0), append(3, 2, vec![entry(2, 1), entry(2, 2)], position(0, 0)));
+    let out = raft.step(Now(0), Input::Persisted(old.persist.unwrap().seq));
+    assert_eq!(
+        out.messages,
+        vec![],
+        "the old leader's promise is void and the new tail is not durable"
+    );
+    let out = raft.step(Now(0), Input::Persisted(new.persist.unwrap().seq));
+    assert_eq!(
+        out.messages.last().unwrap().body,
+        Body::AppendAccepted { last: Index(2) }
+    );
+}
+
+#[test]
+fn p7_votes_and_acknowledgements_wait_for_their_write() {
+    let mut raft = lone(&[1, 2, 3], Start::default());
+    let out = raft.step(
+        Now(0),
+        message(
+            2,
+            1,
+            1,
+            Body::Vote {
+                last: position(0, 0),
+                transfer: false,
+            },
+        ),
+    );
+    assert_eq!(out.messages, vec![]);
+    let out = raft.step(Now(0), Input::Persisted(out.persist.unwrap().seq));
+    assert_eq!(out.messages[0].body, Body::VoteReply { granted: true });
+    let out = raft.step(
+        Now(0),
+        message(
+            2,
+            1,
+            1,
+            Body::Append {
+                prev: position(0, 0),
+                entries: vec![entry(1, 1)],
+                commit: Index(0),
+            },
+        ),
+    );
+    assert_eq!(out.messages, vec![]);
+    let out = raft.step(Now(0), Input::Persisted(out.persist.unwrap().seq));
+    assert_eq!(out.messages[0].body, Body::AppendAccepted { last: Index(1) });
+}
+
+#[test]
+fn p14_compaction_stops_at_the_applied_index() {
+    let start = Start {
+        entries: (1..=5).map(|index| entry(1, index)).collect(),
+        hard_state: HardState {
+            term: Term(1),
+            vote: None,
+            commit: Index(4),
+        },
+        ..Default::default()
+    };
+    let mut raft = lone(&[1, 2, 3], start);
+    let _ = raft.step(Now(0), Input::Applied(Index(2)));
+    let _ = raft.step(Now(0), Input::Compact(Index(9)));
+    assert_eq!(raft.view().first, Index(3));
+}
+
+#[test]
+fn p16_what_was_applied_counts_as_committed_after_a_restart() {
+    let mut start = Start {
+        entries: (1..=3).map(|index| entry(1, index)).collect(),
+        ..Default::default()
+    };
+    start.applied.position = position(1, 2);
+    start.hard_state = HardState {
+        term: Term(1),
+        vote: None,
+        commit: Index(1),
+    };
+    let raft = lone(&[1, 2, 3], start);
+    assert_eq!(raft.view().commit, Index(2));
+}
+
+#[test]
+fn p17_a_leader_that_contradicts_a_committed_entry_changes_nothing() {
+    let hard_state = HardState {
+        term: Term(1),
+        vote: None,
+        commit: Index(1),
+    };
+    let mut raft = lone(
+        &[1, 2, 3],
+        Start {
+            entries: vec![entry(1, 1)],
+            hard_state,
+            ..Default::default()
+        },
+    );
+    let lie = Body::Append {
+        prev: position(0, 0),
+        entries: vec![entry(2, 1)],
+        commit: Index(0),
+    };
+    let out = raft.step(Now(0), message(3, 1, 2, lie));
+    assert!(out.persist.unwrap().entries.is_empty(), "only the new term is written");
+    assert_eq!(raft.entry(Index(1)), Some(&entry(1, 1)));
+}
+
+#[test]
+fn p28_a_refusal_older_than_what_matches_is_ignored() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    for n in 0..5 {
+        net.propose(id(1), &format!("{n}"));
+    }
+    net.settle();
+    let term = net.raft(1).view().soft.term.0;
+    let matched = |net: &Net| {
+        net.raft(1)
+            .view()
+            .progress
+            .iter()
+            .find(|p| p.member == id(2))
+            .unwrap()
+            .matched
+    };
+    let before = matched(&net);
+    net.step(
+        id(1),
+        message(
+            2,
+            1,
+            term,
+            Body::AppendRejected {
+                rejected: Index(2),
+                hint: position(1, 1),
+            },
+        ),
+    );
+    assert_eq!(net.mail, vec![]);
+    assert_eq!(matched(&net), before);
+}
+
+#[test]
+fn p29_a_heartbeat_never_commits_beyond_what_the_follower_has() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.isolate(3);
+    for n in 0..5 {
+        net.propose(id(1), &format!("{n}"));
+    }
+    net.settle();
+    net.now = net.now.after(kit::HEARTBEAT);
+    net.step(id(1), Input::Tick);
+    let commit = |to: u64| {
+        net.mail.iter().find_map(|m| match (&m.body, m.to == id(to)) {
+            (Body::Heartbeat { commit, .. }, true) => Some(*commit),
+            _ => None,
+        })
+    };
+    assert_eq!(commit(2), Some(net.raft(1).view().commit));
+    assert!(commit(3).unwrap() < net.raft(1).view().commit);
+}
+
+#[test]
+fn p27_proposals_beyond_the_uncommitted_limit_are_refused() {
+    let mut raft = lone(&[1], Start::default());
+    let out = raft.step(Now(0), Input::Tick);
+    let _ = raft.step(Now(0), Input::Persisted(out.persist.unwrap().seq));
+    let big = Bytes::from(vec![0; 600]);
+    let out = raft.step(
+        Now(0),
+        Input::Propose(vec![(RequestId(1), big.clone()), (RequestId(2), big)]),
+    );
+    assert_eq!(out.dropped, vec![(RequestId(2), DropReason::Overloaded)]);
+}
+
+#[test]
+fn a_lost_last_append_is_noticed_without_new_proposals() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.propose(id(1), "a");
+    net.settle();
+    net.propose(id(1), "lost");
+    net.mail.clear();
+    net.run(ELECTION);
+    for member in 1..=3 {
+        assert_eq!(net.commands(member), ["a", "lost"], "member {member}");
+    }
+}
