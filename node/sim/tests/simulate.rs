@@ -55,6 +55,7 @@ fn two_hundred_seeds_keep_every_promise_and_exercise_every_fault() {
         ("snapshots installed", counts.installs),
         ("transfers", counts.transfers),
         ("configuration changes", counts.config_changes),
+        ("joint configurations", counts.joint_changes),
         ("forwarded proposals", counts.forwards),
         ("operations with an open end", counts.unknown),
     ];

@@ -61,7 +61,7 @@ impl World {
             .filter(|machine| machine.wanted)
             .map(|machine| machine.member)
             .collect();
-        if config.voters != wanted || !config.learners.is_empty() {
+        if config.voters != wanted || !config.learners.is_empty() || config.is_joint() {
             return Err(format!("the configuration is {config:?} and should be {wanted:?}"));
         }
         let last: Index = view.raft.last.index;

@@ -25,6 +25,8 @@ pub struct Counts {
     pub transfers: u64,
     /// Configuration changes applied.
     pub config_changes: u64,
+    /// Of these, joint configurations entered.
+    pub joint_changes: u64,
     /// Proposals sent on to a leader.
     pub forwards: u64,
     /// Operations that succeeded.
@@ -50,6 +52,7 @@ impl Counts {
             (&mut self.installs, other.installs),
             (&mut self.transfers, other.transfers),
             (&mut self.config_changes, other.config_changes),
+            (&mut self.joint_changes, other.joint_changes),
             (&mut self.forwards, other.forwards),
             (&mut self.ok, other.ok),
             (&mut self.failed, other.failed),

@@ -304,6 +304,7 @@ impl World {
                 },
                 Work::Configure { change, state } => {
                     self.counts.config_changes += 1;
+                    self.counts.joint_changes += u64::from(state.is_joint());
                     config = state.clone();
                     ApplyItem::Config(change.clone())
                 }

@@ -115,6 +115,7 @@ impl World {
             Fault::Membership => match self.profile.churn {
                 Churn::Fixed => {}
                 Churn::Scale => self.scale(),
+                Churn::Joint => self.exchange(),
                 Churn::Wipe => self.wipe(one),
             },
         }
@@ -179,6 +180,38 @@ impl World {
         }
     }
 
+    /// Another set of members is wanted, once the last change is done: some go, some come, perhaps all.
+    fn exchange(&mut self) {
+        if !self.settled() {
+            return;
+        }
+        let all: Vec<usize> = (0..MACHINES_MAX).collect();
+        let here: Vec<bool> = self.machines.iter().map(|machine| machine.wanted).collect();
+        let next: Vec<bool> = all
+            .iter()
+            .map(|&machine| {
+                let known = here[machine] || self.machines[machine].gone;
+                known && here[machine] != self.rng.chance(500)
+            })
+            .collect();
+        let count = next.iter().filter(|wanted| **wanted).count();
+        if next == here || count == 0 || count == MACHINES_MAX {
+            return;
+        }
+        self.trace
+            .note(self.now, count as u64, "exchange", &[], || format!("{next:?}"));
+        for machine in all {
+            let comes = next[machine] && !here[machine];
+            self.machines[machine].wanted = next[machine];
+            if comes {
+                self.machines[machine].gone = false;
+                // A member id is used once: whoever comes back comes as somebody else (pitfall P30).
+                self.new_volume(machine, false);
+                self.later(0, Todo::Start { machine });
+            }
+        }
+    }
+
     /// A disk is lost, if the cluster can bear it: everybody else must be there and whole.
     fn wipe(&mut self, chosen: usize) {
         let config = self.watch.config();
@@ -218,6 +251,6 @@ impl World {
             .filter(|machine| machine.wanted)
             .map(|machine| machine.member)
             .collect();
-        config.voters == wanted && config.learners.is_empty()
+        config.voters == wanted && config.learners.is_empty() && !config.is_joint()
     }
 }

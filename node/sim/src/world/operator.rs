@@ -1,11 +1,12 @@
 //! Whoever runs the cluster: moves its configuration toward the wanted one, a step at a time, as the real
-//! operator does through the admin API. It may be wrong about who leads, and it may ask twice.
+//! operator does through the admin API, or several members at once by joint consensus. It may be wrong about who leads, and
+//! it may ask twice.
 
 use super::Todo;
 use super::World;
 use super::machine::GROUP;
-use super::profile::MS;
-use althing_raft::entry::{ConfigState, ConfigStep};
+use super::profile::{Churn, MS};
+use althing_raft::entry::{ConfigState, ConfigStep, JointTarget};
 use althing_raft::ids::MemberId;
 use althing_raft::io::Role;
 use althing_shard::Event;
@@ -14,6 +15,9 @@ use std::collections::BTreeSet;
 
 /// How often it looks.
 const EVERY: u64 = 250 * MS;
+
+/// Chance in a thousand that voters who leave by a joint change stay as learners first.
+const DEMOTE: u64 = 300;
 
 /// What it asks for next.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -44,7 +48,13 @@ impl World {
             .filter(|machine| machine.wanted)
             .map(|machine| machine.member)
             .collect();
-        let Some(step) = plan(&config, &wanted, me) else {
+        let planned = if self.profile.churn == Churn::Joint {
+            let demote = self.rng.chance(DEMOTE);
+            plan_jointly(&config, &wanted, me, demote)
+        } else {
+            plan(&config, &wanted, me)
+        };
+        let Some(step) = planned else {
             return;
         };
         self.trace
@@ -143,9 +153,61 @@ fn plan(config: &ConfigState, wanted: &BTreeSet<MemberId>, leader: MemberId) -> 
     (!wanted.contains(&leader)).then_some(Step::MoveLeadership)
 }
 
+/// The same with all voters exchanged at once: newcomers become learners one by one, then a single joint change moves every
+/// vote, also the leader's own.
+fn plan_jointly(config: &ConfigState, wanted: &BTreeSet<MemberId>, leader: MemberId, demote: bool) -> Option<Step> {
+    if config.is_joint() {
+        // The leader ends it by itself.
+        return None;
+    }
+    if let Some(new) = wanted.difference(&config.members()).next() {
+        return Some(Step::Change(ConfigStep::AddLearner(*new)));
+    }
+    if config.voters == *wanted {
+        return plan(config, wanted, leader);
+    }
+    let leaving = config.voters.difference(wanted).copied();
+    let learners = if demote { leaving.collect() } else { BTreeSet::new() };
+    Some(Step::Change(ConfigStep::EnterJoint(JointTarget {
+        voters: wanted.clone(),
+        learners,
+    })))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_operator_exchanges_all_voters_at_once_when_the_newcomers_are_there() {
+        let set = |ids: &[u64]| ids.iter().map(|id| MemberId(*id)).collect::<BTreeSet<_>>();
+        let config = |voters: &[u64], outgoing: &[u64], learners: &[u64]| ConfigState {
+            voters: set(voters),
+            outgoing: set(outgoing),
+            learners: set(learners),
+            ..ConfigState::default()
+        };
+        let joint = |voters: &[u64], learners: &[u64]| {
+            Some(Step::Change(ConfigStep::EnterJoint(JointTarget {
+                voters: set(voters),
+                learners: set(learners),
+            })))
+        };
+        let add = Some(Step::Change(ConfigStep::AddLearner(MemberId(5))));
+        let remove = Some(Step::Change(ConfigStep::Remove(MemberId(1))));
+        let table = [
+            (config(&[1, 2, 3], &[], &[4]), false, add),
+            (config(&[1, 2, 3], &[], &[4, 5]), false, joint(&[3, 4, 5], &[])),
+            (config(&[1, 2, 3], &[], &[4, 5]), true, joint(&[3, 4, 5], &[1, 2])),
+            (config(&[3, 4, 5], &[1, 2, 3], &[]), false, None),
+            (config(&[3, 4, 5], &[], &[]), false, None),
+            (config(&[3, 4, 5], &[], &[1]), false, remove),
+        ];
+        for (config, demote, step) in table {
+            let wanted = set(&[3, 4, 5]);
+            assert_eq!(plan_jointly(&config, &wanted, MemberId(3), demote), step, "{config:?}");
+        }
+    }
 
     #[test]
     fn the_operator_takes_one_step_at_a_time_and_never_removes_the_leader() {

@@ -53,6 +53,8 @@ pub(crate) enum Churn {
     Fixed,
     /// Members are added and removed.
     Scale,
+    /// Several members are exchanged at once, by joint consensus.
+    Joint,
     /// Disks are wiped, and the members replaced under new ids.
     Wipe,
 }
@@ -119,9 +121,14 @@ impl Profile {
         let churn = *rng
             .pick(&[Churn::Fixed, Churn::Scale, Churn::Wipe])
             .expect("invariant: not empty");
+        // Drawn apart, so that the other seeds stay what they were.
+        let churn = match churn {
+            Churn::Scale if Rng::split(seed, "joint", 0).chance(500) => Churn::Joint,
+            Churn::Fixed | Churn::Scale | Churn::Joint | Churn::Wipe => churn,
+        };
         let members = match churn {
             Churn::Wipe => 3 + 2 * usize::from(rng.chance(300)),
-            Churn::Fixed | Churn::Scale => {
+            Churn::Fixed | Churn::Scale | Churn::Joint => {
                 [1, 2, 3, 3, 3, 3, 3, 4, 5, 5][usize::try_from(rng.below(10)).expect("invariant: below ten")]
             }
         };
