@@ -40,6 +40,9 @@ const GROUP: GroupId = GroupId::FIRST_SHARD;
 const APPEND_BYTES_MAX: usize = 1 << 20;
 /// Appends under way per follower: covers a round trip of 100 ms at a thousand small appends a second with some to spare.
 const INFLIGHT_APPENDS_MAX: usize = 128;
+/// Bytes of entries under way per follower: a round trip of 100 ms at 160 MB/s, more than a WAL writes; and what a leader's
+/// socket buffers and queues may hold for one slow follower.
+const INFLIGHT_BYTES_MAX: usize = 16 << 20;
 /// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// How long a leader waits for its successor when it goes down.
@@ -176,6 +179,7 @@ fn start_group(shared: &Shared, start: Start, seed: u64) {
         seed,
         append_bytes_max: APPEND_BYTES_MAX,
         inflight_appends_max: INFLIGHT_APPENDS_MAX,
+        inflight_bytes_max: INFLIGHT_BYTES_MAX,
         uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
     };
     shared.host.push(Job::Start(Box::new(GroupStart { config, start })));

@@ -23,6 +23,8 @@ pub struct Config {
     pub append_bytes_max: usize,
     /// Appends under way per follower before the leader waits (flow control).
     pub inflight_appends_max: usize,
+    /// Bytes of entries under way per follower before the leader waits; a single larger append may be under way alone.
+    pub inflight_bytes_max: usize,
     /// Bytes of uncommitted entries above which proposals are dropped (pitfall P27).
     pub uncommitted_bytes_max: usize,
 }

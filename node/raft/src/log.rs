@@ -9,7 +9,11 @@ use std::collections::VecDeque;
 pub(crate) struct Log {
     start: LogPosition,
     entries: VecDeque<Entry>,
-    bytes: usize,
+    /// For each entry, the bytes of all entries up to it and with it, counted from some point before the log; so any stretch
+    /// of the log is weighed by one subtraction, however long it is.
+    ends: VecDeque<u64>,
+    /// The same for `start`.
+    base: u64,
     /// Where configuration changes stand, ascending: they are rare, and asked about at every step.
     configs: VecDeque<Index>,
     /// The first index that no `Persist` has carried yet.
@@ -37,13 +41,17 @@ impl Log {
             );
             term = entry.term;
         }
-        let bytes = entries.iter().map(Entry::size_bytes).sum();
+        let ends = entries.iter().scan(0, |sum, entry| {
+            *sum += weight(entry);
+            Some(*sum)
+        });
         let configs = entries.iter().filter(|entry| is_config(entry)).map(|entry| entry.index);
         let mut log = Self {
             start,
             configs: configs.collect(),
+            ends: ends.collect(),
+            base: 0,
             entries: entries.into(),
-            bytes,
             unwritten: expected.next(),
             stable: start,
         };
@@ -72,7 +80,16 @@ impl Log {
     }
 
     pub(crate) fn bytes(&self) -> usize {
-        self.bytes
+        self.bytes_after(self.start.index)
+    }
+
+    /// Bytes of the entries behind `index`.
+    pub(crate) fn bytes_after(&self, index: Index) -> usize {
+        let end = self.ends.back().copied().unwrap_or(self.base);
+        let before = self
+            .offset(index)
+            .map_or(self.base, |offset| self.ends.get(offset).copied().unwrap_or(end));
+        usize::try_from(end - before).expect("invariant: a log fits into memory")
     }
 
     /// Term of the entry at `index`; `None` if it is compacted away or not there yet.
@@ -134,7 +151,8 @@ impl Log {
     }
 
     fn append(&mut self, entry: Entry) {
-        self.bytes += entry.size_bytes();
+        let end = self.ends.back().copied().unwrap_or(self.base);
+        self.ends.push_back(end + weight(&entry));
         if is_config(&entry) {
             self.configs.push_back(entry.index);
         }
@@ -171,9 +189,8 @@ impl Log {
 
     fn truncate_from(&mut self, index: Index) {
         let keep = self.offset(index).expect("invariant: truncation lies inside the log");
-        for dropped in self.entries.drain(keep..) {
-            self.bytes -= dropped.size_bytes();
-        }
+        self.entries.truncate(keep);
+        self.ends.truncate(keep);
         self.configs
             .truncate(self.configs.partition_point(|config| *config < index));
         self.unwritten = self.unwritten.min(index);
@@ -207,7 +224,8 @@ impl Log {
         *self = Self {
             start: position,
             entries: VecDeque::new(),
-            bytes: 0,
+            ends: VecDeque::new(),
+            base: 0,
             configs: VecDeque::new(),
             unwritten: position.index.next(),
             stable: position,
@@ -217,10 +235,10 @@ impl Log {
     /// Forgets entries up to `index`, which is applied and durable elsewhere.
     pub(crate) fn compact(&mut self, index: Index) {
         while self.start.index < index {
-            let Some(entry) = self.entries.pop_front() else {
+            let (Some(entry), Some(end)) = (self.entries.pop_front(), self.ends.pop_front()) else {
                 break;
             };
-            self.bytes -= entry.size_bytes();
+            self.base = end;
             self.start = entry.position();
         }
         let gone = self.configs.partition_point(|config| *config <= self.start.index);
@@ -230,19 +248,120 @@ impl Log {
     /// The last position at or before `index` whose term is at most `term`: where two diverging logs may agree
     /// (Raft paper, section 5.3, the optimisation at its end).
     pub(crate) fn last_at_most(&self, index: Index, term: Term) -> LogPosition {
-        let mut at = index.min(self.last_index());
-        while at > self.start.index {
-            match self.term_at(at) {
-                Some(found) if found <= term => {
-                    return LogPosition { term: found, index: at };
-                }
-                Some(_) | None => at = at.prev(),
-            }
-        }
-        self.start
+        // Terms never go down along a log, so one search finds the place, however long the conflict is.
+        let old_enough = self.entries.partition_point(|entry| entry.term <= term);
+        let at = index.0.min(self.start.index.0 + old_enough as u64);
+        self.get(Index(at)).map_or(self.start, Entry::position)
     }
+}
+
+/// What an entry counts for in every size limit.
+fn weight(entry: &Entry) -> u64 {
+    entry.size_bytes() as u64
 }
 
 fn is_config(entry: &Entry) -> bool {
     matches!(entry.payload, Payload::Config(_))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use bytes::Bytes;
+
+    fn entry(term: u64, index: u64, bytes: usize) -> Entry {
+        Entry {
+            term: Term(term),
+            index: Index(index),
+            payload: Payload::Command(Bytes::from(vec![0; bytes])),
+        }
+    }
+
+    /// Terms 1, 1, 2, 2, 5 at 11..=15, behind a compacted entry of term 1.
+    fn log() -> Log {
+        let start = LogPosition {
+            term: Term(1),
+            index: Index(10),
+        };
+        let terms = [1, 1, 2, 2, 5];
+        let entries = terms.iter().zip(11..).map(|(term, index)| entry(*term, index, 100));
+        Log::recovered(start, entries.collect())
+    }
+
+    #[test]
+    fn a_stretch_of_the_log_weighs_the_sum_of_its_entries_whatever_was_cut_from_it() {
+        let sum = |log: &Log, after: u64| -> usize {
+            log.range(Index(after + 1), log.last_index())
+                .map(Entry::size_bytes)
+                .sum()
+        };
+        let check = |log: &Log| {
+            for after in 9..20 {
+                assert_eq!(log.bytes_after(Index(after)), sum(log, after), "after {after}");
+            }
+            assert_eq!(log.bytes(), sum(log, log.start().index.0));
+        };
+        let mut log = log();
+        check(&log);
+        log.push(Term(6), Payload::Noop);
+        check(&log);
+        log.append_after_match(vec![entry(7, 14, 3), entry(7, 15, 5)], Index(12));
+        check(&log);
+        log.compact(Index(12));
+        check(&log);
+        log.compact(Index(15));
+        check(&log);
+        log.push(Term(7), Payload::Noop);
+        check(&log);
+        log.reset(LogPosition {
+            term: Term(9),
+            index: Index(14),
+        });
+        check(&log);
+    }
+
+    #[test]
+    fn the_place_where_two_logs_may_agree_is_the_last_of_an_old_enough_term() {
+        let log = log();
+        let table = [
+            ((15, 9), (5, 15)),
+            ((99, 9), (5, 15)),
+            ((15, 4), (2, 14)),
+            ((13, 4), (2, 13)),
+            ((15, 1), (1, 12)),
+            ((11, 1), (1, 11)),
+            ((15, 0), (1, 10)),
+            ((3, 9), (1, 10)),
+        ];
+        for ((index, term), (found_term, found_index)) in table {
+            let found = log.last_at_most(Index(index), Term(term));
+            let expected = LogPosition {
+                term: Term(found_term),
+                index: Index(found_index),
+            };
+            assert_eq!(found, expected, "at most {index} of term {term}");
+        }
+    }
+
+    #[test]
+    fn the_first_change_is_found_after_cuts_at_both_ends() {
+        let change = || {
+            Payload::Config(crate::entry::ConfigChange {
+                request: 0,
+                step: crate::entry::ConfigStep::LeaveJoint,
+                context: Bytes::new(),
+            })
+        };
+        let mut log = log();
+        let first = log.push(Term(5), change());
+        log.push(Term(5), Payload::Noop);
+        let second = log.push(Term(5), change());
+        assert_eq!(log.first_config(Index(11), log.last_index()), Some(first));
+        assert_eq!(log.first_config(first.next(), log.last_index()), Some(second));
+        assert_eq!(log.first_config(first.next(), second.prev()), None);
+        log.append_after_match(vec![entry(6, second.0, 1)], Index(12));
+        assert_eq!(log.first_config(first.next(), log.last_index()), None);
+        log.compact(first);
+        assert_eq!(log.first_config(Index(0), log.last_index()), None);
+    }
 }

@@ -11,13 +11,38 @@ pub(crate) enum Flow {
         /// One is under way.
         waiting: bool,
     },
-    /// Optimistic pipelining; the last index of every append under way.
-    Replicate {
-        /// They, oldest first.
-        inflight: VecDeque<Index>,
-    },
+    /// Optimistic pipelining: appends leave before earlier ones are answered.
+    Replicate(Window),
     /// The log no longer holds what it needs.
     Snapshot,
+}
+
+/// Appends under way to one follower, oldest first.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub(crate) struct Window {
+    /// The last index and the bytes of each.
+    appends: VecDeque<(Index, usize)>,
+    bytes: usize,
+}
+
+impl Window {
+    fn push(&mut self, last: Index, bytes: usize) {
+        self.appends.push_back((last, bytes));
+        self.bytes += bytes;
+    }
+
+    /// The oldest counts as gone: it was answered, or nobody believes in it any more.
+    pub(crate) fn forget_oldest(&mut self) {
+        if let Some((_, bytes)) = self.appends.pop_front() {
+            self.bytes -= bytes;
+        }
+    }
+
+    fn answered(&mut self, last: Index) {
+        while self.appends.front().is_some_and(|(oldest, _)| *oldest <= last) {
+            self.forget_oldest();
+        }
+    }
 }
 
 /// One follower or learner. Invariant: `matched < next` (pitfall P28).
@@ -54,22 +79,25 @@ impl Progress {
         self.flow = Flow::Probe { waiting: false };
     }
 
-    /// Whether another append may leave now.
-    pub(crate) fn may_send(&self, inflight_max: usize) -> bool {
+    /// Bytes that another append may carry now; 0: none may leave. A first one always may, whatever its size: an entry over the
+    /// limit must not block its follower for ever. Each follower and learner has a window of its own, so none waits for
+    /// another's.
+    pub(crate) fn room(&self, appends_max: usize, bytes_max: usize) -> usize {
         match &self.flow {
-            Flow::Probe { waiting } => !waiting,
-            Flow::Replicate { inflight } => inflight.len() < inflight_max,
-            Flow::Snapshot => false,
+            Flow::Probe { waiting: false } => bytes_max.max(1),
+            Flow::Replicate(window) if window.appends.is_empty() => bytes_max.max(1),
+            Flow::Replicate(window) if window.appends.len() < appends_max => bytes_max.saturating_sub(window.bytes),
+            Flow::Probe { waiting: true } | Flow::Replicate(_) | Flow::Snapshot => 0,
         }
     }
 
-    /// An append up to `last` left.
-    pub(crate) fn sent(&mut self, last: Index) {
+    /// An append up to `last` with so many bytes left.
+    pub(crate) fn sent(&mut self, last: Index, bytes: usize) {
         match &mut self.flow {
             Flow::Probe { waiting } => *waiting = true,
-            Flow::Replicate { inflight } => {
+            Flow::Replicate(window) => {
                 if last >= self.next {
-                    inflight.push_back(last);
+                    window.push(last, bytes);
                     self.next = last.next();
                 }
             }
@@ -84,22 +112,16 @@ impl Progress {
         match &mut self.flow {
             Flow::Probe { .. } => {
                 self.next = self.matched.next();
-                self.flow = Flow::Replicate {
-                    inflight: VecDeque::new(),
-                };
+                self.flow = Flow::Replicate(Window::default());
             }
-            Flow::Replicate { inflight } => {
-                while inflight.front().is_some_and(|&oldest| oldest <= last) {
-                    inflight.pop_front();
-                }
+            Flow::Replicate(window) => {
+                window.answered(last);
                 self.next = self.next.max(self.matched.next());
             }
             Flow::Snapshot => {
                 self.next = self.next.max(self.matched.next());
                 if self.matched >= log_start {
-                    self.flow = Flow::Replicate {
-                        inflight: VecDeque::new(),
-                    };
+                    self.flow = Flow::Replicate(Window::default());
                 }
             }
         }
@@ -114,7 +136,7 @@ impl Progress {
     /// Says whether the refusal was news.
     pub(crate) fn rejected(&mut self, rejected: Index, agree: Index) -> bool {
         match &self.flow {
-            Flow::Replicate { .. } => {
+            Flow::Replicate(_) => {
                 if rejected <= self.matched {
                     return false;
                 }
@@ -134,5 +156,39 @@ impl Progress {
             "a follower's next index is beyond what it has"
         );
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_window_is_full_by_count_or_by_bytes_and_opens_with_each_answer() {
+        let mut progress = Progress::new(Index(1), Now(0));
+        progress.accepted(Index::ZERO, Index::ZERO);
+        assert_eq!(progress.room(3, 100), 100);
+        progress.sent(Index(1), 60);
+        assert_eq!(progress.room(3, 100), 40);
+        progress.sent(Index(2), 40);
+        assert_eq!(progress.room(3, 100), 0, "full by bytes");
+        progress.accepted(Index(1), Index::ZERO);
+        assert_eq!(progress.room(3, 100), 60);
+        progress.sent(Index(3), 1);
+        progress.sent(Index(4), 1);
+        assert_eq!(progress.room(3, 100), 0, "full by count");
+        progress.accepted(Index(4), Index::ZERO);
+        assert_eq!(progress.room(3, 100), 100);
+    }
+
+    #[test]
+    fn an_entry_over_the_byte_limit_travels_alone() {
+        let mut progress = Progress::new(Index(1), Now(0));
+        progress.accepted(Index::ZERO, Index::ZERO);
+        progress.sent(Index(1), 500);
+        assert_eq!(progress.room(3, 100), 0);
+        progress.accepted(Index(1), Index::ZERO);
+        assert_eq!(progress.room(3, 100), 100);
+        assert_eq!(progress.room(3, 0), 1, "the first one always may");
     }
 }

@@ -412,10 +412,14 @@ impl Raft {
             self.tell_commit();
         }
         self.persist();
-        let soft = self.soft();
-        if self.soft_said.as_ref() != Some(&soft) {
-            self.out.changed = Some(soft.clone());
-            self.soft_said = Some(soft);
+        let same = self.soft_said.as_ref().is_some_and(|said| {
+            (said.role, said.leader, said.term, said.config.index)
+                == (self.role, self.leader, self.term, self.members.index)
+                && said.config == self.members
+        });
+        if !same {
+            self.soft_said = Some(self.soft());
+            self.out.changed.clone_from(&self.soft_said);
         }
         assert!(
             self.emitted <= self.commit && self.commit <= self.log.last_index(),

@@ -10,10 +10,7 @@ use bytes::Bytes;
 
 impl Raft {
     pub(crate) fn uncommitted_bytes(&self) -> usize {
-        self.log
-            .range(self.commit.next(), self.log.last_index())
-            .map(Entry::size_bytes)
-            .sum()
+        self.log.bytes_after(self.commit)
     }
 
     pub(crate) fn propose(&mut self, commands: Vec<(RequestId, Bytes)>) {
@@ -83,7 +80,8 @@ impl Raft {
             let (last, next) = (self.log.last_index(), progress.next);
             // A probe asks where the logs agree, so it leaves also when there is nothing to carry.
             let asks = probe || (matches!(progress.flow, Flow::Probe { .. }) && progress.matched < last);
-            if (next > last && !asks) || !progress.may_send(self.config.inflight_appends_max) {
+            let room = progress.room(self.config.inflight_appends_max, self.config.inflight_bytes_max);
+            if (next > last && !asks) || room == 0 {
                 return;
             }
             let Some(prev_term) = self.log.term_at(next.prev()) else {
@@ -98,9 +96,9 @@ impl Raft {
                 term: prev_term,
                 index: next.prev(),
             };
-            let entries = self.log.slice(next, self.config.append_bytes_max);
+            let entries = self.log.slice(next, self.config.append_bytes_max.min(room));
             let end = entries.last().map_or(prev.index, |entry| entry.index);
-            progress.sent(end);
+            progress.sent(end, entries.iter().map(Entry::size_bytes).sum());
             progress.commit_told = progress.commit_told.max(commit.min(end));
             self.send(peer, Body::Append { prev, entries, commit });
             probe = false;
@@ -148,10 +146,10 @@ impl Raft {
             };
             let stalled = progress.matched < last && progress.matched == progress.matched_at_beat;
             progress.matched_at_beat = progress.matched;
-            if let Flow::Replicate { inflight } = &mut progress.flow
+            if let Flow::Replicate(window) = &mut progress.flow
                 && stalled
             {
-                inflight.pop_front();
+                window.forget_oldest();
                 self.replicate_to(peer, true);
             }
         }
@@ -300,7 +298,7 @@ impl Raft {
 
     pub(crate) fn on_unreachable(&mut self, peer: MemberId) {
         if let Some(progress) = self.progress.get_mut(&peer)
-            && matches!(progress.flow, Flow::Replicate { .. })
+            && matches!(progress.flow, Flow::Replicate(_))
         {
             progress.probe();
         }

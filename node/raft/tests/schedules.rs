@@ -16,6 +16,7 @@ fn run(seed: u64) {
     let mut net = Net::new(1 + 2 * rng.below(3));
     net.instant_disk = rng.below(4) == 0;
     net.inflight_max = 1 + usize::try_from(rng.below(8)).unwrap();
+    net.inflight_bytes_max = usize::try_from(rng.below(600)).unwrap();
     let mut proposed = 0;
     let mut newest = u64::try_from(net.nodes.len()).unwrap();
     for _ in 0..600 {

@@ -59,6 +59,7 @@ fn core_config(id: MemberId, seed: u64) -> Config {
         seed,
         append_bytes_max: 1 << 20,
         inflight_appends_max: 16,
+        inflight_bytes_max: 1 << 20,
         uncommitted_bytes_max: 1 << 20,
     }
 }

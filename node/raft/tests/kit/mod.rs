@@ -78,6 +78,7 @@ pub(crate) struct Net {
     /// Every entry seen applied by anyone, for state machine safety.
     pub(crate) truth: BTreeMap<Index, Entry>,
     pub(crate) inflight_max: usize,
+    pub(crate) inflight_bytes_max: usize,
 }
 
 pub(crate) fn id(n: u64) -> MemberId {
@@ -101,6 +102,7 @@ impl Net {
             leaders: BTreeMap::new(),
             truth: BTreeMap::new(),
             inflight_max: 64,
+            inflight_bytes_max: 10_000,
         };
         // Born one after the other, as `Start::birth` does for the first.
         let steps = (1..=n).flat_map(|member| [ConfigStep::AddLearner(id(member)), ConfigStep::Promote(id(member))]);
@@ -163,6 +165,7 @@ impl Net {
             seed: member.0.wrapping_mul(0x9e37_79b9).wrapping_add(self.boots),
             append_bytes_max: 200,
             inflight_appends_max: self.inflight_max,
+            inflight_bytes_max: self.inflight_bytes_max,
             uncommitted_bytes_max: 100_000,
         };
         let node = self.nodes.get_mut(&member).unwrap();

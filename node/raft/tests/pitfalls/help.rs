@@ -28,6 +28,7 @@ pub(crate) fn lone(voters: &[u64], start: Start) -> Raft {
         seed: 7,
         append_bytes_max: 1000,
         inflight_appends_max: 8,
+        inflight_bytes_max: 1 << 20,
         uncommitted_bytes_max: 1000,
     };
     let voters = voters.iter().copied().map(id).collect();

@@ -2,8 +2,8 @@
 
 use crate::help::{entry, lone, message, position};
 use crate::kit;
-use crate::kit::{ELECTION, Net, id};
-use althing_raft::entry::HardState;
+use crate::kit::{Disk, ELECTION, Net, id};
+use althing_raft::entry::{ConfigStep, Entry, HardState};
 use althing_raft::ids::{Index, Now, Term};
 use althing_raft::io::{DropReason, Input, RequestId, Start};
 use althing_raft::message::Body;
@@ -227,4 +227,77 @@ fn a_lost_last_append_is_noticed_without_new_proposals() {
     for member in 1..=3 {
         assert_eq!(net.commands(member), ["a", "lost"], "member {member}");
     }
+}
+
+#[test]
+fn p27_bytes_under_way_to_a_silent_follower_are_bounded() {
+    const BYTES_MAX: usize = 500;
+    let mut net = Net::new(3);
+    net.inflight_bytes_max = BYTES_MAX;
+    for member in 1..=3 {
+        net.crash(id(member));
+        net.boot(id(member));
+    }
+    net.elect(1);
+    net.cut.insert((id(3), id(1)));
+    for n in 0..100 {
+        net.propose(id(1), &format!("a command of some thirty bytes {n}"));
+    }
+    let under_way = |net: &Net| -> usize {
+        let to_three = net.mail.iter().filter(|message| message.to == id(3));
+        let mut bytes = 0;
+        for message in to_three {
+            if let Body::Append { entries, .. } = &message.body {
+                bytes += entries.iter().map(Entry::size_bytes).sum::<usize>();
+            }
+        }
+        bytes
+    };
+    // The last append may be one entry over what was left.
+    let entry = 24 + "a command of some thirty bytes 99".len();
+    assert!(
+        (BYTES_MAX / 2..BYTES_MAX + entry).contains(&under_way(&net)),
+        "{} bytes are under way",
+        under_way(&net)
+    );
+    net.settle();
+    assert_eq!(net.commands(2).len(), 100, "the other one is not held up");
+    net.cut.clear();
+    net.run(ELECTION);
+    assert_eq!(net.commands(3).len(), 100);
+}
+
+#[test]
+fn p27_a_learner_catches_up_under_a_load_that_never_pauses() {
+    let mut net = Net::new(3);
+    net.inflight_max = 2;
+    for member in 1..=3 {
+        net.crash(id(member));
+        net.boot(id(member));
+    }
+    net.elect(1);
+    for n in 0..300 {
+        net.propose(id(1), &format!("before {n}"));
+        net.settle();
+    }
+    net.add(4, Disk::default());
+    net.change(id(1), ConfigStep::AddLearner(id(4)));
+    let lag = |net: &Net| {
+        let view = net.raft(1).view();
+        let learner = view.progress.iter().find(|progress| progress.member == id(4));
+        learner.map_or(u64::MAX, |learner| view.last.index.0 - learner.matched.0)
+    };
+    let mut smallest = u64::MAX;
+    for n in 0..300 {
+        net.propose(id(1), &format!("load {n}"));
+        // A network that is just busy: what a proposal causes takes about as many messages.
+        for _ in 0..20 {
+            if !net.mail.is_empty() {
+                net.deliver_one(0);
+            }
+        }
+        smallest = smallest.min(lag(&net));
+    }
+    assert!(smallest < 10, "the learner never came closer than {smallest} entries");
+    assert_eq!(net.leader(), Some(id(1)));
 }

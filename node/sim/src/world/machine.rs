@@ -153,6 +153,7 @@ pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_v
         seed: machine.rng.next_u64(),
         append_bytes_max: profile.append_bytes_max,
         inflight_appends_max: profile.inflight_appends_max,
+        inflight_bytes_max: profile.inflight_bytes_max,
         uncommitted_bytes_max: profile.uncommitted_bytes_max,
     };
     let entries = log.entries.clone();

@@ -71,6 +71,7 @@ pub(crate) struct Profile {
     pub(crate) heartbeat_interval: Duration,
     pub(crate) append_bytes_max: usize,
     pub(crate) inflight_appends_max: usize,
+    pub(crate) inflight_bytes_max: usize,
     pub(crate) uncommitted_bytes_max: usize,
     pub(crate) segment_bytes: u64,
 
@@ -151,6 +152,9 @@ impl Profile {
             heartbeat_interval: Duration::from_nanos(heartbeat),
             append_bytes_max: usize::try_from(rng.between(64, 4096)).expect("invariant: small"),
             inflight_appends_max: usize::try_from(rng.between(1, 8)).expect("invariant: small"),
+            // Drawn apart, so that the other numbers of a seed stay what they were.
+            inflight_bytes_max: usize::try_from(Rng::split(seed, "inflight", 0).between(64, 16_384))
+                .expect("invariant: small"),
             uncommitted_bytes_max: usize::try_from(rng.between(512, 65_536)).expect("invariant: small"),
             segment_bytes: 8 * rng.between(512, 4096),
 
