@@ -189,7 +189,7 @@ async fn a_member_that_missed_what_the_log_no_longer_holds_gets_a_snapshot() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wiped_volume_comes_back_as_another_member_and_is_not_mistaken_for_the_old_one() {
+async fn p30_a_wiped_volume_comes_back_as_another_member_and_is_not_mistaken_for_the_old_one() {
     let mut nodes = three().await;
     let all: Vec<_> = nodes.iter().collect();
     let name = leader(&all).await.name.clone();

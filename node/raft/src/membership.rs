@@ -4,6 +4,7 @@
 use crate::entry::{ConfigChange, ConfigStep, Payload};
 use crate::ids::{Index, MemberId};
 use crate::io::{DropReason, RequestId, Role};
+use crate::mutant::Mutant;
 use crate::progress::Progress;
 use crate::raft::Raft;
 use bytes::Bytes;
@@ -82,7 +83,8 @@ impl Raft {
     /// A leader that holds a joint configuration ends it as soon as it may. Decided by what holds, not by who began it: a
     /// leader that came up in between does the same (pitfall P11).
     pub(crate) fn leave_joint(&mut self) {
-        if self.members.is_joint() && self.transfer.is_none() && self.may_change_config() {
+        let may = self.transfer.is_none() && self.may_change_config() && !Mutant::JointIsNeverLeft.active();
+        if self.members.is_joint() && may {
             let change = ConfigChange {
                 request: 0,
                 step: ConfigStep::LeaveJoint,

@@ -9,11 +9,22 @@
 pub enum Mutant {
     /// A leader commits entries of earlier terms by counting copies (Raft paper, figure 8).
     CommitEarlierTerm,
+    /// A joint configuration counts its incoming half only (Raft thesis, section 4.3).
+    JointCountsOneHalf,
+    /// Nobody ends a joint configuration (pitfall P11).
+    JointIsNeverLeft,
+    /// A configuration change holds although a crash could forget that it is committed (pitfall P8).
+    ChangeHoldsBeforeItIsDurable,
 }
 
 impl Mutant {
     /// All of them.
-    pub const ALL: [Self; 1] = [Self::CommitEarlierTerm];
+    pub const ALL: [Self; 4] = [
+        Self::CommitEarlierTerm,
+        Self::JointCountsOneHalf,
+        Self::JointIsNeverLeft,
+        Self::ChangeHoldsBeforeItIsDurable,
+    ];
 
     /// Whether this rule is broken on the present thread.
     #[cfg(feature = "mutants")]

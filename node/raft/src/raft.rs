@@ -352,9 +352,12 @@ impl Raft {
     fn emit(&mut self) {
         self.resigns = false;
         loop {
-            self.config_waits = self
-                .log
-                .first_config(self.emitted.max(self.commit_durable).next(), self.commit);
+            let safe = if Mutant::ChangeHoldsBeforeItIsDurable.active() {
+                self.commit
+            } else {
+                self.commit_durable
+            };
+            self.config_waits = self.log.first_config(self.emitted.max(safe).next(), self.commit);
             let ready = self.commit.min(self.log.stable().index);
             let mut to = self.config_waits.map_or(ready, |index| ready.min(index.prev()));
             // One change at a time: what comes behind it is handed out under the configuration that it makes.

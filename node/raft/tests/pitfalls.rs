@@ -8,11 +8,11 @@
 //! | P6, P7, P14, P16, P17, P27 to P29 | `pitfalls/log.rs` |
 //! | P8 to P12 | `pitfalls/membership.rs`, and `pitfalls/joint.rs` for several members at once |
 //! | P13, P15 | `pitfalls/snapshots.rs` |
-//! | P18, P19 | `node/wal/tests/log.rs`: the log's files |
-//! | P20 | `node/sim/tests/simulate.rs`: a quorum that forgets what was not synced |
+//! | P18, P19 | `node/wal/tests/pitfalls.rs`, and damage before a later record in `node/wal/tests/log.rs` |
+//! | P20 | `node/sim/tests/pitfalls.rs`: a quorum that forgets what was not synced |
 //! | P21, P22, P24, P25 | with the leases, whose rules they are |
 //! | P26 | not met: no group hibernates yet, every group ticks |
-//! | P30 | `node/shard/src/frame_tests.rs` and `node/sim/tests/simulate.rs`: a wiped volume is another member |
+//! | P30 | `node/sim/tests/pitfalls.rs`, and over real sockets `node/tests/three.rs`: a wiped volume is another member |
 
 #![allow(clippy::unwrap_used)]
 

@@ -10,7 +10,7 @@ use althing_raft::message::{Body, Message};
 use althing_shard::{Item, Work};
 use althing_wal::GroupWrite;
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A member's log as an onlooker knows it.
 #[derive(Clone, Debug, Default)]
@@ -302,7 +302,10 @@ impl Watch {
                     .get(&voter)
                     .is_some_and(|mirror| mirror.term_at(index) == Some(term) || mirror.start.index >= index)
             };
-            config.is_majority(holds)
+            // Counted here and not by the core's own rule, which is what is being watched.
+            let majority =
+                |voters: &BTreeSet<MemberId>| 2 * voters.iter().filter(|voter| holds(**voter)).count() > voters.len();
+            majority(&config.voters) && (config.outgoing.is_empty() || majority(&config.outgoing))
         };
         let known = configs.next();
         if !self.copies_vanish && known.is_some_and(|config| !enough(config)) && !configs.next().is_some_and(enough) {
