@@ -1,6 +1,6 @@
 //! Hosts that talk to each other in memory, under a clock that the test moves. No IO, no threads.
 
-use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, Payload, SnapshotMeta};
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, JointTarget, Payload, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
@@ -662,6 +662,44 @@ fn a_change_on_an_old_view_is_refused_with_the_present_guard() {
     cluster.run(ELECTION);
     let put = cluster.propose(victim, "x");
     assert_eq!(cluster.answer(victim, put), Err(Refusal::NotMember));
+}
+
+#[test]
+fn several_members_are_exchanged_by_one_change_and_the_state_machine_hears_of_each_configuration() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    let leader = cluster.leader();
+    let target = [4, 5].map(MemberId);
+    for newcomer in target {
+        cluster.start(
+            newcomer,
+            Vec::new(),
+            HardState::default(),
+            SnapshotMeta::default(),
+            Vec::new(),
+        );
+        let added = cluster.configure(leader, ConfigStep::AddLearner(newcomer), None);
+        assert!(cluster.answer(leader, added).is_ok());
+        cluster.run(HEARTBEAT * 2);
+    }
+    let step = ConfigStep::EnterJoint(JointTarget {
+        voters: target.into(),
+        learners: [leader].into(),
+    });
+    let changed = cluster.configure(leader, step, None);
+    assert!(matches!(cluster.answer(leader, changed), Ok(Done::Configured { .. })));
+    cluster.run(ELECTION * 2);
+    let next = cluster.leader();
+    assert!(target.contains(&next), "the leader that lost its vote handed over");
+    for member in [target[0], target[1], leader] {
+        let node = &cluster.nodes[&member];
+        let config = &node.applied.config;
+        assert_eq!((&config.voters, config.is_joint()), (&BTreeSet::from(target), false));
+        assert_eq!(config.learners, BTreeSet::from([leader]));
+        let core = node.host.view(GROUP).unwrap().raft.soft.config;
+        assert_eq!(*config, core, "host and core went the same way");
+    }
+    let put = cluster.propose(target[0], "x");
+    assert!(cluster.applied_at(target[0], put));
 }
 
 #[test]

@@ -1,8 +1,8 @@
 //! The replicated state machine's own duties: batches, order, members, reopening.
 
 use crate::common::*;
-use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep};
-use althing_raft::ids::{Index, MemberId};
+use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, JointTarget, SnapshotMeta};
+use althing_raft::ids::{Index, LogPosition, MemberId, Term};
 use althing_store::ops::{Command, Delete, Op, OpError, OpResult, Put, Range, Revision, Txn};
 use althing_store::{ApplyItem, MemStore, Mvcc, StoreError};
 use std::collections::{BTreeMap, BTreeSet};
@@ -106,6 +106,56 @@ fn members_follow_configuration_changes_and_survive_a_reopen() {
     let expected = BTreeMap::from([(MemberId(2), bytes("two")), (MemberId(3), bytes("three, moved"))]);
     assert_eq!(keys.mvcc.members(), expected);
     assert_eq!(Mvcc::open(store, G).unwrap().members(), expected);
+}
+
+#[test]
+fn whoever_a_joint_change_leaves_out_stays_in_the_table_until_its_end() {
+    let store = MemStore::default();
+    let mvcc = Mvcc::open(store, G).unwrap();
+    let member = |id: u64| MemberId(id);
+    let change = |step, context: &str| {
+        ApplyItem::Config(ConfigChange {
+            request: 0,
+            step,
+            context: bytes(context),
+        })
+    };
+    let mut config = ConfigState::default();
+    let mut at = Index(0);
+    let mut apply = |steps: Vec<(ConfigStep, &str)>| {
+        let mut items = Vec::new();
+        for (step, context) in steps {
+            at = at.next();
+            config = config.after(&step, at);
+            items.push(change(step, context));
+        }
+        let position = LogPosition {
+            term: Term(1),
+            index: at,
+        };
+        let config = config.clone();
+        mvcc.apply(&items, SnapshotMeta { position, config }).unwrap();
+        mvcc.members().keys().map(|member| member.0).collect::<Vec<_>>()
+    };
+    let present = apply(vec![
+        (ConfigStep::AddLearner(member(1)), "one"),
+        (ConfigStep::Promote(member(1)), ""),
+        (ConfigStep::AddLearner(member(2)), "two"),
+        (ConfigStep::AddLearner(member(3)), "three"),
+    ]);
+    assert_eq!(present, [1, 2, 3]);
+    let target = JointTarget {
+        voters: [member(2)].into(),
+        learners: [].into(),
+    };
+    let joint = apply(vec![(ConfigStep::EnterJoint(target), "")]);
+    assert_eq!(joint, [1, 2, 3], "1 still votes, and must be reachable");
+    // The end, and a newcomer in the same batch.
+    let left = apply(vec![
+        (ConfigStep::LeaveJoint, ""),
+        (ConfigStep::AddLearner(member(4)), "four"),
+    ]);
+    assert_eq!(left, [2, 4]);
 }
 
 #[test]
