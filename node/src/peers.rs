@@ -156,6 +156,7 @@ pub async fn connect(shared: &Shared, peer: MemberId, address: &str, purpose: Pu
         Frame::Hello(_)
         | Frame::Messages(_)
         | Frame::SnapshotHead(_)
+        | Frame::SnapshotFrom(_)
         | Frame::SnapshotChunk(_)
         | Frame::SnapshotEnd
         | Frame::SnapshotReply(_) => Err(WireError::Unexpected("no answer to the hello")),
@@ -248,6 +249,7 @@ async fn stream(
                         Frame::Hello(_)
                         | Frame::Messages(_)
                         | Frame::SnapshotHead(_)
+                        | Frame::SnapshotFrom(_)
                         | Frame::SnapshotChunk(_)
                         | Frame::SnapshotEnd
                         | Frame::SnapshotReply(_),

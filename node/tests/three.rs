@@ -141,54 +141,6 @@ async fn changes_go_to_the_leader_with_the_right_guard_and_a_removed_member_says
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_member_that_missed_what_the_log_no_longer_holds_gets_a_snapshot() {
-    let mut nodes = three().await;
-    let all: Vec<_> = nodes.iter().collect();
-    let name = leader(&all).await.name.clone();
-    let behind = nodes.iter().position(|node| node.name != name).unwrap();
-    nodes[behind].kill();
-    let first = nodes.iter().find(|node| node.name == name).unwrap();
-
-    // Over the checkpoint's bytes and the log's tail, so that the leader cuts its log.
-    let value = "x".repeat(3_000);
-    let kv = first.kv().await;
-    let writers = (0..64).map(|writer| {
-        let (kv, value) = (kv.clone(), value.clone());
-        tokio::spawn(async move {
-            for number in 0..200 {
-                let request = althing_api::pb::etcdserverpb::PutRequest {
-                    key: format!("w{writer}/{number}").into(),
-                    value: value.clone().into(),
-                    ..Default::default()
-                };
-                kv.clone().put(request).await.unwrap();
-            }
-        })
-    });
-    for writer in writers.collect::<Vec<_>>() {
-        writer.await.unwrap();
-    }
-
-    nodes[behind].run();
-    nodes[behind].ready().await;
-    let log = std::fs::read_to_string(nodes[behind].log_path()).unwrap();
-    assert!(log.contains("installed a snapshot"), "{log}");
-    for key in ["w0/0", "w63/199"] {
-        assert_eq!(nodes[behind].get(key).await.unwrap().as_deref(), Some(value.as_str()));
-    }
-    nodes[behind].put("k", "v").await.unwrap();
-
-    // And it can start from it.
-    nodes[behind].kill();
-    nodes[behind].run();
-    nodes[behind].ready().await;
-    assert_eq!(
-        nodes[behind].get("w63/199").await.unwrap().as_deref(),
-        Some(value.as_str())
-    );
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn p30_a_wiped_volume_comes_back_as_another_member_and_is_not_mistaken_for_the_old_one() {
     let mut nodes = three().await;
     let all: Vec<_> = nodes.iter().collect();

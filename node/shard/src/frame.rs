@@ -85,6 +85,8 @@ pub struct SnapshotHead {
     pub term: Term,
     /// What it covers.
     pub meta: SnapshotMeta,
+    /// Names the sender's export, so that a transfer that broke can be carried on over another connection.
+    pub transfer: u64,
 }
 
 /// One frame.
@@ -98,6 +100,8 @@ pub enum Frame {
     Messages(Vec<Message>),
     /// Opens a snapshot.
     SnapshotHead(SnapshotHead),
+    /// The receiver says from where it wants it, in the words of the state machine.
+    SnapshotFrom(Bytes),
     /// A piece of it.
     SnapshotChunk(Bytes),
     /// Its end.
@@ -133,6 +137,7 @@ const SNAPSHOT_HEAD: u8 = 4;
 const SNAPSHOT_CHUNK: u8 = 5;
 const SNAPSHOT_END: u8 = 6;
 const SNAPSHOT_REPLY: u8 = 7;
+const SNAPSHOT_FROM: u8 = 8;
 
 /// A frame's header, checked against the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -186,7 +191,9 @@ impl Header {
                 group: GroupId(get_u64(buf, "group")?),
                 term: Term(get_u64(buf, "term")?),
                 meta: decode_meta(buf)?,
+                transfer: get_u64(buf, "transfer")?,
             }),
+            SNAPSHOT_FROM => Frame::SnapshotFrom(buf.split_to(buf.len())),
             SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
             SNAPSHOT_END => Frame::SnapshotEnd,
             SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
@@ -255,7 +262,9 @@ impl Frame {
                 out.put_u64_le(head.group.0);
                 out.put_u64_le(head.term.0);
                 encode_meta(&head.meta, out);
+                out.put_u64_le(head.transfer);
             }),
+            Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, |out| out.put_slice(bytes)),
             Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, |out| out.put_slice(bytes)),
             Self::SnapshotEnd => seal(SNAPSHOT_END, |_| {}),
             Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, |out| put_text(reason, out)),

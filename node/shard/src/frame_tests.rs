@@ -122,11 +122,15 @@ fn frame() -> impl Strategy<Value = Frame> {
         hello.prop_map(Frame::Hello),
         reply.prop_map(Frame::HelloReply),
         vec(message(), 0..5).prop_map(Frame::Messages),
-        (any::<u64>(), any::<u64>(), meta()).prop_map(|(group, term, meta)| Frame::SnapshotHead(SnapshotHead {
-            group: GroupId(group),
-            term: Term(term),
-            meta
-        })),
+        (any::<u64>(), any::<u64>(), meta(), any::<u64>()).prop_map(|(group, term, meta, transfer)| {
+            Frame::SnapshotHead(SnapshotHead {
+                group: GroupId(group),
+                term: Term(term),
+                meta,
+                transfer,
+            })
+        }),
+        bytes().prop_map(Frame::SnapshotFrom),
         bytes().prop_map(Frame::SnapshotChunk),
         Just(Frame::SnapshotEnd),
         "[a-z é]{0,60}".prop_map(Frame::SnapshotReply),
@@ -164,8 +168,8 @@ proptest! {
 }
 
 #[test]
-fn a_snapshot_announced_before_joint_consensus_is_still_read() {
-    // Byte by byte as version 1 wrote it: position, index, voters, learners.
+fn a_snapshot_of_a_plain_configuration_is_announced_as_before_joint_consensus() {
+    // Byte by byte: group, term, position, index, voters, learners, transfer.
     let mut body = BytesMut::new();
     for number in [1_u64, 2, 3, 4, 5] {
         body.put_u64_le(number);
@@ -175,6 +179,7 @@ fn a_snapshot_announced_before_joint_consensus_is_still_read() {
     body.put_u64_le(8);
     body.put_u32_le(1);
     body.put_u64_le(9);
+    body.put_u64_le(6);
     let frame = Frame::SnapshotHead(SnapshotHead {
         group: GroupId(1),
         term: Term(2),
@@ -190,6 +195,7 @@ fn a_snapshot_announced_before_joint_consensus_is_still_read() {
                 ..ConfigState::default()
             },
         },
+        transfer: 6,
     });
     let bytes = seal(SNAPSHOT_HEAD, |out| out.put_slice(&body));
     assert_eq!(read(&bytes), Ok(frame.clone()));

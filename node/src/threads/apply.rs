@@ -10,9 +10,9 @@ use crate::threads::checkpoint::CHECKPOINT_BYTES;
 use crate::threads::host::Job;
 use crate::waiters::Waiters;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::GroupId;
+use althing_raft::ids::{GroupId, MemberId};
 use althing_shard::{Event, Item, Work};
-use althing_store::snapshot::Import;
+use althing_store::snapshot::{Import, Progress};
 use althing_store::{ApplyItem, SledStore, Sweep, codec};
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -43,12 +43,14 @@ pub enum ApplyJob {
 
 /// What the state machine is asked to do with a snapshot from a peer.
 pub enum SnapshotJob {
-    /// Begin to take in a snapshot.
+    /// Begin to take in a snapshot, or go on with one whose connection broke.
     ImportBegin {
         /// The group.
         group: GroupId,
-        /// Names the import in what follows, or says why not.
-        reply: oneshot::Sender<Result<u64, String>>,
+        /// Whose export, and its number there.
+        transfer: (MemberId, u64),
+        /// Names the import in what follows and says how far it has come, or why it cannot be.
+        reply: oneshot::Sender<Result<(u64, Progress), String>>,
     },
     /// Take in a piece.
     ImportChunk {
@@ -88,7 +90,10 @@ pub enum SnapshotJob {
 
 /// A snapshot on its way in.
 struct Incoming {
+    /// Names it to the connection that fills it; each connection has its own, so that an earlier one cannot go on.
     number: u64,
+    /// Whose export it is, and its number there.
+    transfer: (MemberId, u64),
     import: Import<SledStore>,
     /// It is whole, and the host decides what becomes of it.
     decided: bool,
@@ -227,21 +232,33 @@ impl Applier {
     fn snapshot_job(&self, job: SnapshotJob, incoming: &mut BTreeMap<GroupId, Incoming>, imports: &mut u64) {
         // A sender that has gone away needs no answer: dropping the reply is one.
         match job {
-            SnapshotJob::ImportBegin { group, reply } => {
-                let answer = if incoming.get(&group).is_some_and(|present| present.decided) {
-                    Err("a received snapshot is being installed".to_owned())
-                } else {
-                    *imports += 1;
-                    let import = self.store(group).import();
-                    incoming.insert(
-                        group,
-                        Incoming {
-                            number: *imports,
-                            import,
-                            decided: false,
-                        },
-                    );
-                    Ok(*imports)
+            SnapshotJob::ImportBegin { group, transfer, reply } => {
+                let answer = match incoming.remove(&group) {
+                    Some(present) if present.decided => {
+                        incoming.insert(group, present);
+                        Err("a received snapshot is being installed".to_owned())
+                    }
+                    present => {
+                        *imports += 1;
+                        let import = match present.filter(|present| present.transfer == transfer) {
+                            Some(present) => present.import,
+                            None => self.store(group).import(),
+                        };
+                        let progress = import.progress();
+                        if progress.chunks() > 0 {
+                            tracing::info!(%group, chunk = progress.chunks(), "going on with a snapshot that broke off");
+                        }
+                        incoming.insert(
+                            group,
+                            Incoming {
+                                number: *imports,
+                                transfer,
+                                import,
+                                decided: false,
+                            },
+                        );
+                        Ok((*imports, progress))
+                    }
                 };
                 let _ = reply.send(answer);
             }
@@ -252,7 +269,11 @@ impl Applier {
                 reply,
             } => {
                 let answer = match incoming.get_mut(&group).filter(|present| present.number == import) {
-                    Some(present) => present.import.chunk(&chunk).map_err(|error| error.to_string()),
+                    Some(present) => present.import.chunk(&chunk).map_err(|error| {
+                        // Half of the chunk may have been taken: nobody can say where it stands now.
+                        incoming.remove(&group);
+                        error.to_string()
+                    }),
                     None => Err("another snapshot took its place".to_owned()),
                 };
                 let _ = reply.send(answer);

@@ -10,8 +10,11 @@
 //! A stream is one header, any number of row chunks, one end. Chunks are bounded, so that a transport can frame them and a receiver
 //! can refuse larger ones unread. The receiver builds the new state beside the old one and switches by one atomic batch,
 //! so a crash at any moment leaves the old state or the new one.
+//!
+//! A stream that breaks can be carried on: the receiver says how far its import has come, and the same export (not another one of
+//! the same position, which may lack rows that were swept since) goes on from there.
 
-use crate::codec::{Reader, put_bytes, put_len};
+use crate::codec::{CodecError, Reader, put_bytes, put_len};
 use crate::error::StoreError;
 use crate::mvcc::layout::{AppliedRecord, Row, RowId, Slot};
 use crate::mvcc::{State, successor};
@@ -46,11 +49,83 @@ fn chunk(kind: u8, seq: u32, body: &[u8]) -> Bytes {
     out.freeze()
 }
 
-/// Where an export stands.
+/// Where an export or an import stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Stage {
     Header,
     Rows,
     Done,
+}
+
+/// How far an import has come, for the export to go on from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Progress {
+    stage: Stage,
+    chunks: u32,
+    rows: u64,
+    last: Option<RowId>,
+}
+
+impl Progress {
+    /// Chunks taken in.
+    #[must_use]
+    pub fn chunks(&self) -> u32 {
+        self.chunks
+    }
+
+    /// As bytes: `stage u8 | chunks u32 | rows u64 | (main i64 | sub u32, if there are rows)`.
+    #[must_use]
+    pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        out.put_u8(match self.stage {
+            Stage::Header => 0,
+            Stage::Rows => 1,
+            Stage::Done => 2,
+        });
+        out.put_u32_le(self.chunks);
+        out.put_u64_le(self.rows);
+        if let Some(last) = self.last {
+            out.put_i64_le(last.main);
+            out.put_u32_le(last.sub);
+        }
+        out.freeze()
+    }
+
+    /// From bytes.
+    ///
+    /// # Errors
+    /// If they are too short, too long, or of a later version.
+    pub fn decode(bytes: Bytes) -> Result<Self, CodecError> {
+        let mut reader = Reader(bytes);
+        let stage = match reader.u8("stage of an import")? {
+            0 => Stage::Header,
+            1 => Stage::Rows,
+            2 => Stage::Done,
+            tag => {
+                return Err(CodecError::Tag {
+                    what: "stage of an import",
+                    tag,
+                });
+            }
+        };
+        let chunks = reader.u32("chunks of an import")?;
+        let rows = reader.u64("rows of an import")?;
+        let last = if reader.0.is_empty() {
+            None
+        } else {
+            Some(RowId {
+                main: reader.i64("last row of an import")?,
+                sub: reader.u32("last row of an import")?,
+            })
+        };
+        reader.finish("progress of an import")?;
+        Ok(Self {
+            stage,
+            chunks,
+            rows,
+            last,
+        })
+    }
 }
 
 /// A consistent state of one group, chunk by chunk. While it lives, nothing that it still has to read is deleted: drop it soon.
@@ -85,6 +160,17 @@ impl<S: StateStore> Export<S> {
     #[must_use]
     pub fn meta(&self) -> &SnapshotMeta {
         &self.record.meta
+    }
+
+    /// Goes on where the import of this very export stands, which may be some chunks back: what was sent last need not have come.
+    pub fn resume(&mut self, from: Progress) {
+        self.stage = from.stage;
+        self.seq = from.chunks;
+        self.rows = from.rows;
+        self.rest = self.slot.rows_span(self.record.current);
+        if let Some(last) = from.last {
+            self.rest.start = successor(&self.slot.row_key(last));
+        }
     }
 
     /// The next chunk; `None` after the last.
@@ -183,6 +269,21 @@ impl<S: StateStore> Import<S> {
     #[must_use]
     pub fn meta(&self) -> Option<&SnapshotMeta> {
         self.started.then_some(&self.state.record.meta)
+    }
+
+    /// How far it has come. An import whose last chunk was refused has come nowhere: drop it.
+    #[must_use]
+    pub fn progress(&self) -> Progress {
+        Progress {
+            stage: match (self.started, self.complete) {
+                (false, _) => Stage::Header,
+                (true, false) => Stage::Rows,
+                (true, true) => Stage::Done,
+            },
+            chunks: self.seq,
+            rows: self.state.index.rows,
+            last: self.last,
+        }
     }
 
     /// Whether the last chunk has come, so that `Mvcc::install` will take it.

@@ -6,7 +6,7 @@ mod common;
 use althing_raft::entry::{ConfigChange, ConfigStep};
 use althing_raft::ids::MemberId;
 use althing_store::ops::{Range, Revision};
-use althing_store::snapshot::{CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET};
+use althing_store::snapshot::{CHUNK_BYTES_MAX, CHUNK_BYTES_TARGET, Progress};
 use althing_store::{
     ApplyItem, Batch, KeySpan, MemStore, Mvcc, Order, Page, PageLimit, SledOptions, SledStore, StateStore, StoreError,
     Sweep,
@@ -93,6 +93,41 @@ fn an_export_is_of_one_moment_although_writing_and_compacting_go_on() {
     chunks.iter().for_each(|chunk| import.chunk(chunk).unwrap());
     target.install(import).unwrap();
     assert_eq!(everything(&target), before);
+}
+
+#[test]
+fn a_stream_that_breaks_anywhere_goes_on_from_where_the_import_stands() {
+    let keys = keys();
+    for key in 0..9 {
+        keys.put(&format!("k{key}"), &"x".repeat(300_000));
+    }
+    let count = chunks(&keys).len();
+    assert!(count > 5, "{count}");
+    for taken in 0..=count {
+        for ahead in 0..=2 {
+            let mut export = keys.mvcc.export();
+            let target = Mvcc::open(MemStore::default(), G).unwrap();
+            let mut import = target.import();
+            for _ in 0..taken {
+                import.chunk(&export.next_chunk().unwrap().unwrap()).unwrap();
+            }
+            // Sent, and lost on the way.
+            for _ in 0..ahead {
+                export.next_chunk().unwrap();
+            }
+            let progress = Progress::decode(import.progress().encode()).unwrap();
+            assert_eq!(progress, import.progress());
+            assert_eq!(progress.chunks() as usize, taken);
+            export.resume(progress);
+            export.by_ref().for_each(|chunk| import.chunk(&chunk.unwrap()).unwrap());
+            target.install(import).unwrap();
+            assert_eq!(
+                everything(&target),
+                everything(&keys.mvcc),
+                "broken after {taken} chunks"
+            );
+        }
+    }
 }
 
 #[test]

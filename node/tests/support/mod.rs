@@ -21,7 +21,7 @@ pub const CLUSTER: &str = "00000000000000c1";
 const PATIENCE: Duration = Duration::from_secs(60);
 
 /// An address of this test alone, so that ports need not be drawn: all of 127.0.0.0/8 is loopback.
-fn loopback() -> String {
+pub fn loopback() -> String {
     static NEXT: AtomicU8 = AtomicU8::new(1);
     let pid = std::process::id();
     format!(
@@ -144,6 +144,10 @@ impl Node {
     /// Empties the volume.
     pub fn wipe(&self) {
         std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+    }
+
+    pub fn peer_addr(&self) -> String {
+        format!("{}:2380", self.host)
     }
 
     pub fn admin_url(&self) -> String {
