@@ -1,9 +1,15 @@
 //! One sequential client of etcd's KV service.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
+use althing_api::pb::etcdserverpb::compare::{CompareResult, CompareTarget, TargetUnion};
 use althing_api::pb::etcdserverpb::kv_client::KvClient;
-use althing_api::pb::etcdserverpb::{PutRequest, RangeRequest};
+use althing_api::pb::etcdserverpb::{
+    Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
+    request_op, response_op,
+};
+use althing_sim::history::Expect;
 use althing_sim::{ClientId, Op, Outcome, Reply, Seen};
 use bytes::Bytes;
 use tokio::sync::watch;
@@ -11,30 +17,36 @@ use tokio::time::{MissedTickBehavior, interval, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
-use super::{Log, OPERATIONS_MAX, Plan, is_read};
+use super::operation::{self, Kind};
+use super::{Attach, Log, OPERATIONS_MAX, Plan, Reads};
+
+/// What values are filled up with; no value that clients make ends with it.
+const FILLER: char = '.';
 
 pub(super) struct Client {
     id: ClientId,
-    keys: Vec<String>,
-    period: Duration,
+    plan: Plan,
+    prefix: String,
     connection: Connection,
     log: Log,
+    /// The mod revision of each key as this client saw it last.
+    revisions: BTreeMap<String, i64>,
 }
 
 impl Client {
-    pub(super) fn new(id: ClientId, plan: &Plan, keys: Vec<String>, log: Log) -> Self {
-        let connection = Connection::new(plan.endpoints.clone(), id.0, plan.request_timeout);
+    pub(super) fn new(id: ClientId, plan: &Plan, prefix: String, log: Log) -> Self {
         Self {
             id,
-            keys,
-            period: plan.period,
-            connection,
+            plan: plan.clone(),
+            prefix,
+            connection: Connection::new(plan, id),
             log,
+            revisions: BTreeMap::new(),
         }
     }
 
     pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
-        let mut ticks = interval(self.period);
+        let mut ticks = interval(self.plan.period);
         // After an outage the rate goes on; what was missed is not made up for in a burst.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for number in 0..OPERATIONS_MAX {
@@ -50,38 +62,45 @@ impl Client {
     }
 
     async fn operate(&mut self, number: u32) {
-        // Clients walk the keys from different starts, so that they meet at every key.
-        let index = number.wrapping_add(self.id.0) as usize % self.keys.len();
-        let key = self.keys[index].clone();
-        if is_read(self.id, number) {
-            let call = self
-                .log
-                .record(|log, now| log.invoke(self.id, Op::Get { key: key.clone() }, now));
-            let outcome = match self.connection.get(&key).await {
-                Ok((revision, seen)) => Outcome::Ok {
-                    reply: Reply::Get { revision, seen },
-                },
-                // A read that failed changed nothing.
-                Err(status) => Outcome::Failed {
-                    error: status.to_string(),
-                },
-            };
-            self.log.record(|log, now| log.complete(call, outcome, now));
-        } else {
-            let value = format!("{}-{number}", self.id);
-            let op = Op::Put {
-                key: key.clone(),
-                value: value.clone(),
-            };
-            let call = self.log.record(|log, now| log.invoke(self.id, op, now));
-            let outcome = match self.connection.put(&key, &value).await {
-                Ok(revision) => Outcome::Ok {
-                    reply: Reply::Put { revision },
-                },
-                Err(status) => outcome_of_failed_write(&status),
-            };
-            self.log.record(|log, now| log.complete(call, outcome, now));
-        }
+        let key = operation::key(&self.plan, &self.prefix, self.id, number, self.log.begun.elapsed());
+        let value = format!("{}-{number}", self.id);
+        let op = match operation::kind(self.plan.mix, self.id, number) {
+            Kind::Get => Op::Get { key },
+            Kind::Put => Op::Put { key, value },
+            Kind::Delete => Op::Delete { key },
+            Kind::Swap => {
+                let expect = match self.revisions.get(&key) {
+                    Some(revision) => Expect::ModRevision(*revision),
+                    None => Expect::Absent,
+                };
+                Op::CompareAndSwap { key, expect, value }
+            }
+        };
+        let call = self.log.record(|log, now| log.invoke(self.id, op.clone(), now));
+        let outcome = match self.connection.execute(&op).await {
+            Ok(reply) => {
+                self.remember(op.key(), &reply);
+                Outcome::Ok { reply }
+            }
+            // A read that failed changed nothing.
+            Err(status) if matches!(op, Op::Get { .. }) => Outcome::Failed {
+                error: status.to_string(),
+            },
+            Err(status) => outcome_of_failed_write(&status),
+        };
+        self.log.record(|log, now| log.complete(call, outcome, now));
+    }
+
+    fn remember(&mut self, key: &str, reply: &Reply) {
+        let revision = match reply {
+            Reply::Put { revision } | Reply::Swapped { revision } => Some(*revision),
+            Reply::Get { seen, .. } | Reply::NotSwapped { seen, .. } => seen.as_ref().map(|seen| seen.mod_revision),
+            Reply::Delete { .. } => None,
+        };
+        match revision {
+            Some(revision) => self.revisions.insert(key.to_owned(), revision),
+            None => self.revisions.remove(key),
+        };
     }
 }
 
@@ -99,28 +118,46 @@ fn outcome_of_failed_write(status: &Status) -> Outcome {
     }
 }
 
-/// A connection to one of several endpoints; a failed request closes it, the next one tries the next endpoint.
+/// A connection to one of several endpoints. A failed request closes it; whom the next one asks is the plan's choice.
 pub(super) struct Connection {
     endpoints: Vec<String>,
     next: usize,
+    attach: Attach,
     limit: Duration,
+    reads: Reads,
+    value_bytes: usize,
     client: Option<KvClient<Channel>>,
 }
 
 impl Connection {
-    pub(super) fn new(endpoints: Vec<String>, first: u32, limit: Duration) -> Self {
+    pub(super) fn new(plan: &Plan, id: ClientId) -> Self {
         Self {
-            endpoints,
-            next: first as usize,
-            limit,
+            endpoints: plan.endpoints.clone(),
+            next: id.0 as usize,
+            attach: plan.attach,
+            limit: plan.request_timeout,
+            reads: plan.reads,
+            value_bytes: plan.value_bytes,
             client: None,
         }
     }
 
-    pub(super) async fn connect(&mut self) -> Result<&mut KvClient<Channel>, Status> {
+    /// For the last look, which judges the others: it asks everybody, and takes nothing old.
+    pub(super) fn always_linearizable(self) -> Self {
+        Self {
+            attach: Attach::FailOver,
+            reads: Reads::Linearizable,
+            ..self
+        }
+    }
+
+    pub(super) async fn connect(&mut self) -> Result<KvClient<Channel>, Status> {
         if self.client.is_none() {
             let url = self.endpoints[self.next % self.endpoints.len()].clone();
-            self.next += 1;
+            match self.attach {
+                Attach::FailOver => self.next += 1,
+                Attach::Stay => {}
+            }
             let endpoint = Endpoint::from_shared(url).map_err(|error| Status::invalid_argument(error.to_string()))?;
             let endpoint = endpoint.connect_timeout(self.limit);
             let channel = endpoint
@@ -129,50 +166,142 @@ impl Connection {
                 .map_err(|error| Status::unavailable(error.to_string()))?;
             self.client = Some(KvClient::new(channel));
         }
-        Ok(self.client.as_mut().expect("invariant: connected above"))
+        Ok(self.client.clone().expect("invariant: connected above"))
     }
 
-    pub(super) async fn put(&mut self, key: &str, value: &str) -> Result<i64, Status> {
-        let request = PutRequest {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            value: Bytes::copy_from_slice(value.as_bytes()),
-            ..PutRequest::default()
-        };
-        let limit = self.limit;
-        let client = self.connect().await?;
-        let answer = timeout(limit, client.put(request))
-            .await
-            .unwrap_or_else(|_| Err(no_answer(limit)));
-        let answer = self.settle(answer)?;
-        revision(answer.header.map(|header| header.revision))
+    /// One request, sent once.
+    async fn execute(&mut self, op: &Op) -> Result<Reply, Status> {
+        match op {
+            Op::Get { key } => {
+                let (revision, seen) = self.get(key).await?;
+                Ok(Reply::Get { revision, seen })
+            }
+            Op::Put { key, value } => {
+                let request = self.put_of(key, value);
+                let mut client = self.connect().await?;
+                let answer = self.answered(client.put(request)).await?;
+                Ok(Reply::Put {
+                    revision: revision(answer.header)?,
+                })
+            }
+            Op::Delete { key } => {
+                let request = DeleteRangeRequest {
+                    key: bytes_of(key),
+                    ..DeleteRangeRequest::default()
+                };
+                let mut client = self.connect().await?;
+                let answer = self.answered(client.delete_range(request)).await?;
+                Ok(Reply::Delete {
+                    revision: revision(answer.header)?,
+                    deleted: answer.deleted > 0,
+                })
+            }
+            Op::CompareAndSwap { key, expect, value } => {
+                let request = TxnRequest {
+                    compare: vec![compare(key, expect)],
+                    success: vec![operation_of(request_op::Request::RequestPut(self.put_of(key, value)))],
+                    failure: vec![operation_of(request_op::Request::RequestRange(range_of(
+                        key,
+                        Reads::Linearizable,
+                    )))],
+                };
+                let mut client = self.connect().await?;
+                let answer = self.answered(client.txn(request)).await?;
+                let revision = revision(answer.header)?;
+                if answer.succeeded {
+                    return Ok(Reply::Swapped { revision });
+                }
+                match answer.responses.into_iter().next().and_then(|answer| answer.response) {
+                    Some(response_op::Response::ResponseRange(range)) => Ok(Reply::NotSwapped {
+                        revision,
+                        seen: seen(&range),
+                    }),
+                    Some(
+                        response_op::Response::ResponsePut(_)
+                        | response_op::Response::ResponseDeleteRange(_)
+                        | response_op::Response::ResponseTxn(_),
+                    )
+                    | None => Err(Status::internal("the answer is not that of the branch that ran")),
+                }
+            }
+        }
     }
 
-    /// A linearizable read: the header's revision, and the key if it exists.
+    /// The header's revision, and the key if it exists.
     pub(super) async fn get(&mut self, key: &str) -> Result<(i64, Option<Seen>), Status> {
-        let request = RangeRequest {
-            key: Bytes::copy_from_slice(key.as_bytes()),
-            ..RangeRequest::default()
-        };
-        let limit = self.limit;
-        let client = self.connect().await?;
-        let answer = timeout(limit, client.range(request))
-            .await
-            .unwrap_or_else(|_| Err(no_answer(limit)));
-        let answer = self.settle(answer)?;
-        let seen = answer.kvs.first().map(|kv| Seen {
-            value: String::from_utf8_lossy(&kv.value).into_owned(),
-            mod_revision: kv.mod_revision,
-            version: kv.version,
-        });
-        Ok((revision(answer.header.map(|header| header.revision))?, seen))
+        let request = range_of(key, self.reads);
+        let mut client = self.connect().await?;
+        let answer = self.answered(client.range(request)).await?;
+        let seen = seen(&answer);
+        Ok((revision(answer.header)?, seen))
     }
 
-    fn settle<T>(&mut self, answer: Result<tonic::Response<T>, Status>) -> Result<T, Status> {
+    /// A failed request closes the connection: what it still carries is nobody's answer any more.
+    async fn answered<T>(
+        &mut self,
+        answer: impl Future<Output = Result<tonic::Response<T>, Status>>,
+    ) -> Result<T, Status> {
+        let limit = self.limit;
+        let answer = timeout(limit, answer).await.unwrap_or_else(|_| Err(no_answer(limit)));
         if answer.is_err() {
             self.client = None;
         }
         answer.map(tonic::Response::into_inner)
     }
+
+    fn put_of(&self, key: &str, value: &str) -> PutRequest {
+        let mut value = value.to_owned();
+        while value.len() < self.value_bytes {
+            value.push(FILLER);
+        }
+        PutRequest {
+            key: bytes_of(key),
+            value: value.into(),
+            ..PutRequest::default()
+        }
+    }
+}
+
+fn bytes_of(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+fn range_of(key: &str, reads: Reads) -> RangeRequest {
+    RangeRequest {
+        key: bytes_of(key),
+        serializable: match reads {
+            Reads::Linearizable => false,
+            Reads::Serializable => true,
+        },
+        ..RangeRequest::default()
+    }
+}
+
+fn operation_of(request: request_op::Request) -> RequestOp {
+    RequestOp { request: Some(request) }
+}
+
+fn compare(key: &str, expect: &Expect) -> Compare {
+    let (target, with) = match expect {
+        Expect::Absent => (CompareTarget::Mod, TargetUnion::ModRevision(0)),
+        Expect::ModRevision(revision) => (CompareTarget::Mod, TargetUnion::ModRevision(*revision)),
+        Expect::Value(value) => (CompareTarget::Value, TargetUnion::Value(bytes_of(value))),
+    };
+    Compare {
+        result: CompareResult::Equal.into(),
+        target: target.into(),
+        key: bytes_of(key),
+        target_union: Some(with),
+        ..Compare::default()
+    }
+}
+
+fn seen(answer: &RangeResponse) -> Option<Seen> {
+    answer.kvs.first().map(|kv| Seen {
+        value: String::from_utf8_lossy(&kv.value).trim_end_matches(FILLER).to_owned(),
+        mod_revision: kv.mod_revision,
+        version: kv.version,
+    })
 }
 
 fn no_answer(limit: Duration) -> Status {
@@ -180,8 +309,10 @@ fn no_answer(limit: Duration) -> Status {
 }
 
 /// etcd puts a header on every answer.
-fn revision(revision: Option<i64>) -> Result<i64, Status> {
-    revision.ok_or_else(|| Status::internal("the answer has no header"))
+fn revision(header: Option<ResponseHeader>) -> Result<i64, Status> {
+    header
+        .map(|header| header.revision)
+        .ok_or_else(|| Status::internal("the answer has no header"))
 }
 
 #[cfg(test)]

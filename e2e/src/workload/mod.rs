@@ -4,9 +4,10 @@
 //! what it could not find out stays unknown, and the judge (`althing_sim::lin`) considers both.
 
 mod client;
+mod operation;
 mod summary;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -26,6 +27,10 @@ const OPERATIONS_MAX: u32 = 100_000;
 /// How long the final read of the keys may take: clusters under test are to have healed by then.
 const FINAL_READ_LIMIT: Duration = Duration::from_secs(30);
 
+/// How long a set of keys is used: at the usual rates a few thousand operations a key, which the judge decides in well
+/// under a second.
+const KEY_LIFE: Duration = Duration::from_secs(60);
+
 /// What clients do.
 #[derive(Debug, Clone)]
 pub struct Plan {
@@ -39,6 +44,43 @@ pub struct Plan {
     pub period: Duration,
     /// After this a request's outcome is unknown.
     pub request_timeout: Duration,
+    /// What clients ask for.
+    pub mix: Mix,
+    /// How they read.
+    pub reads: Reads,
+    /// Whether a client whose request fails goes on to the next endpoint or stays with its own.
+    pub attach: Attach,
+    /// How long a set of keys is used before the next: a long history stays a number of short ones for the judge.
+    pub key_life: Duration,
+    /// Values are filled up to so many bytes on the way to the server; the history holds what is unique of them.
+    pub value_bytes: usize,
+}
+
+/// The share of each kind of request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Mix {
+    /// Three puts to one get.
+    PutsAndGets,
+    /// Of ten: four puts, three gets, one delete, two compare-and-swaps.
+    Everything,
+}
+
+/// How clients read. What they record is a linearizable read in both cases.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reads {
+    /// As etcd does if nothing else is said.
+    Linearizable,
+    /// Whatever the member has, which may be old: shows that the judge sees old answers.
+    Serializable,
+}
+
+/// What a client does when its request has failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Attach {
+    /// Asks the next endpoint.
+    FailOver,
+    /// Asks the same one again: every member has clients of its own, whatever becomes of it.
+    Stay,
 }
 
 impl Plan {
@@ -50,6 +92,11 @@ impl Plan {
             keys: 4,
             period: Duration::from_millis(50),
             request_timeout: Duration::from_secs(2),
+            mix: Mix::PutsAndGets,
+            reads: Reads::Linearizable,
+            attach: Attach::FailOver,
+            key_life: KEY_LIFE,
+            value_bytes: 0,
         }
     }
 }
@@ -100,6 +147,11 @@ impl Workload {
                 Err(format!("{} of them", count - (goal - writes)))
             }
         })
+    }
+
+    /// Time since the clients started, in the history's clock.
+    pub fn elapsed(&self) -> Duration {
+        self.log.begun.elapsed()
     }
 
     /// Stops the clients, waits for their last answers, reads every key, and returns what they saw.
@@ -170,10 +222,10 @@ async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Sum
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
         .as_nanos();
-    let keys: Vec<String> = (0..plan.keys).map(|key| format!("/workload/{run}/{key}")).collect();
+    let prefix = format!("/workload/{run}");
     let clients: Vec<_> = (0..plan.clients)
         .map(|id| {
-            let client = Client::new(ClientId(id), &plan, keys.clone(), log.clone());
+            let client = Client::new(ClientId(id), &plan, prefix.clone(), log.clone());
             tokio::spawn(client.run(stopped.clone()))
         })
         .collect();
@@ -182,20 +234,21 @@ async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Sum
             .await
             .unwrap_or_else(|error| std::panic::resume_unwind(error.into_panic()));
     }
-    let last_seen = read_all(&plan, &keys).await?;
     let history = log.record(|recorder, now| std::mem::take(recorder).finish(now));
+    let keys: BTreeSet<&str> = history.events.iter().map(|event| event.op.key()).collect();
+    let last_seen = read_all(&plan, &keys).await?;
     Ok(Summary { history, last_seen })
 }
 
-async fn read_all(plan: &Plan, keys: &[String]) -> Result<BTreeMap<String, althing_sim::Seen>> {
+async fn read_all(plan: &Plan, keys: &BTreeSet<&str>) -> Result<BTreeMap<String, althing_sim::Seen>> {
     let deadline = Instant::now() + FINAL_READ_LIMIT;
-    let mut reader = client::Connection::new(plan.endpoints.clone(), 0, plan.request_timeout);
+    let mut reader = client::Connection::new(plan, ClientId(0)).always_linearizable();
     let mut seen = BTreeMap::new();
     for key in keys {
         loop {
             match reader.get(key).await {
                 Ok((_, found)) => {
-                    seen.extend(found.map(|found| (key.clone(), found)));
+                    seen.extend(found.map(|found| ((*key).to_owned(), found)));
                     break;
                 }
                 Err(status) if Instant::now() >= deadline => {
@@ -210,10 +263,4 @@ async fn read_all(plan: &Plan, keys: &[String]) -> Result<BTreeMap<String, althi
         }
     }
     Ok(seen)
-}
-
-/// The operations of client `id`, by number: the same for every run, so that runs can be compared.
-fn is_read(id: ClientId, number: u32) -> bool {
-    const WRITES_PER_READ: u32 = 3;
-    number.wrapping_add(id.0).is_multiple_of(WRITES_PER_READ + 1)
 }
