@@ -1,6 +1,7 @@
 //! Tests of Althing against real processes and a real Kubernetes, and what they stand on: a bed ([`bed`]) that boots
 //! Kubernetes on one machine from pinned parts ([`parts`]), images without a Docker daemon ([`image`]), faults
 //! ([`bed::faults`]) and clients whose history is judged (`workload`).
+//! `chaos` needs no Kubernetes: real members on loopback under faults.
 //!
 //! All of it is shell: it reads clocks, waits and starts processes. It is not part of any program that is shipped, and
 //! knows nothing about how Althing works inside.
@@ -8,6 +9,8 @@
 
 pub mod bed;
 mod cgroup;
+#[cfg(feature = "workload")]
+pub mod chaos;
 #[cfg(feature = "observability")]
 pub mod chart;
 pub mod command;

@@ -36,7 +36,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
     ("althing-operator", &["althing-crds", "althing-plan", "althing-admin"]),
     ("althing", &["althing-crds", "althing-plan", "althing-admin"]),
     // As a client, and to have histories judged; never a shell.
-    ("althing-e2e", &["althing-api", "althing-sim"]),
+    ("althing-e2e", &["althing-admin", "althing-api", "althing-sim"]),
     ("xtask", &["althing-e2e"]),
 ];
 

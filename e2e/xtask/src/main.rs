@@ -1,6 +1,7 @@
 //! The project's task runner, `cargo xtask <task>`: thin; what it runs lies in `althing_e2e` and the modules here.
 #![allow(clippy::disallowed_methods, reason = "measures how long tasks take")]
 
+mod chaos;
 mod cluster;
 mod codegen;
 mod e2e;
@@ -34,6 +35,8 @@ enum Task {
         /// Only tests whose name contains this.
         filter: Option<String>,
     },
+    /// Run real processes on loopback under faults, and judge what their clients saw.
+    Chaos(chaos::Options),
     /// Render manifests/install.yaml from the chart.
     Manifests {
         /// Change nothing; fail if the file differs.
@@ -74,6 +77,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
             ExitCode::FAILURE
         }),
         Task::E2e { filter } => end_to_end(filter.as_deref()).map_err(Into::into),
+        Task::Chaos(options) => done(chaos::run(&options)),
         Task::Manifests { check: true } => done(manifests::check()),
         Task::Manifests { check: false } => done(manifests::write()),
         Task::Guard { pid } => done(e2e::guard(pid)),

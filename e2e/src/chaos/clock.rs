@@ -1,0 +1,105 @@
+//! Clocks that run at another rate, for one process: a small library (`clock.c`) that is preloaded into it.
+//!
+//! libfaketime, the usual tool, scales what a process reads but not the moments until which it waits: the standard library hands those
+//! to futex(2) directly, and after a minute at 1 % every wait would be off by more than half a second.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use crate::command::run;
+use crate::error::{Error, Result};
+
+const SOURCE: &str = include_str!("clock.c");
+
+/// The compiled library.
+#[derive(Debug, Clone)]
+pub(super) struct SkewedClock {
+    library: PathBuf,
+}
+
+impl SkewedClock {
+    /// Compiles it into `folder`.
+    ///
+    /// # Errors
+    /// If there is no C compiler.
+    pub(super) fn compile(folder: &Path) -> Result<Self> {
+        let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
+        fs::write(&source, SOURCE).map_err(Error::io("write", &source))?;
+        let mut compiler = Command::new("cc");
+        compiler
+            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
+            .arg(&library)
+            .arg(&source)
+            .arg("-ldl");
+        run(&mut compiler)?;
+        Ok(Self { library })
+    }
+
+    /// Has the program that `command` starts live at this rate.
+    pub(super) fn apply(&self, command: &mut Command, ppm: i32) {
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("CHAOS_CLOCK_PPM", ppm.to_string());
+    }
+}
+
+/// Whether a C compiler is there.
+pub(super) fn available() -> bool {
+    cfg!(all(target_os = "linux", target_pointer_width = "64"))
+        && Command::new("cc")
+            .arg("--version")
+            .output()
+            .is_ok_and(|output| output.status.success())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::{Duration, Instant};
+
+    use super::*;
+
+    /// Not a test of its own: what the one below runs in a process with another clock.
+    #[test]
+    #[ignore = "run by the test below"]
+    fn a_process_that_waits_and_reads_its_clock() {
+        let (begun, pair) = (Instant::now(), (std::sync::Mutex::new(()), std::sync::Condvar::new()));
+        let mut rounds = 0;
+        while begun.elapsed() < Duration::from_secs(2) {
+            drop(
+                pair.1
+                    .wait_timeout(pair.0.lock().unwrap(), Duration::from_millis(100))
+                    .unwrap(),
+            );
+            rounds += 1;
+        }
+        println!("{rounds} rounds");
+    }
+
+    #[test]
+    fn a_process_lives_at_its_own_rate_in_what_it_reads_and_in_how_long_it_waits() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = SkewedClock::compile(folder.path()).unwrap();
+        for (ppm, least, most) in [(500_000, 1250, 1800), (-500_000, 3900, 5000)] {
+            let mut command = Command::new(std::env::current_exe().unwrap());
+            command.args([
+                "--exact",
+                "chaos::clock::tests::a_process_that_waits_and_reads_its_clock",
+                "--ignored",
+                "--nocapture",
+            ]);
+            clock.apply(&mut command, ppm);
+            let begun = Instant::now();
+            let printed = run(&mut command).unwrap();
+            let took = begun.elapsed().as_millis();
+            assert!((least..most).contains(&took), "{ppm} ppm: 2 s took {took} ms");
+            // Twenty waits of a tenth make two seconds of its own time; a wait for another clock's moment would make
+            // them many (at once) or few (for ever longer).
+            let rounds: u32 = printed
+                .lines()
+                .find_map(|line| line.strip_suffix(" rounds")?.rsplit(' ').next()?.parse().ok())
+                .unwrap();
+            assert!((15..=21).contains(&rounds), "{ppm} ppm: {rounds} rounds");
+        }
+    }
+}
