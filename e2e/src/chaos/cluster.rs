@@ -204,14 +204,24 @@ impl Cluster {
         self.members[member.0].start(&self.common)
     }
 
-    /// Waits until every member serves; then compares all that they hold at one revision.
+    /// Waits until every member serves; then compares all that they hold at one revision. Nobody is started again any more: `now`
+    /// is when one that ends by itself has ended.
     ///
     /// # Errors
     /// If one does not come back, or holds something else.
-    pub(super) fn agree(&self) -> std::result::Result<i64, String> {
+    pub(super) fn agree(&mut self, now: Duration) -> std::result::Result<i64, String> {
         for member in self.all() {
-            wait_until("every member serves again", PATIENCE, || self.serves(member))
-                .map_err(|error| error.to_string())?;
+            let serves = wait_until("every member serves again", PATIENCE, || {
+                let state = &mut self.members[member.0];
+                let ended = state.has_ended(now).map_err(|error| error.to_string())?;
+                if ended || !state.is_running() {
+                    return Ok(false);
+                }
+                self.serves(member).map(|()| true)
+            });
+            if !serves.map_err(|error| error.to_string())? {
+                return Err(format!("{} has ended", self.members[member.0].name));
+            }
         }
         self.runtime.block_on(async {
             let (revision, _) = range(&self.members[0].client_url(), None).await?;

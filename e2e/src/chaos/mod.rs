@@ -55,8 +55,8 @@ pub struct Options {
     pub members: usize,
     /// The faults.
     pub plan: FaultPlan,
-    /// The seed that the plan was drawn from; only to be told.
-    pub seed: u64,
+    /// The seed that the plan was drawn from; `None` if it was made by hand.
+    pub seed: Option<u64>,
     /// What the members are given beside the plain program.
     pub abilities: Abilities,
     /// How clients read; anything but linearizable is there to be found out.
@@ -70,7 +70,7 @@ impl Options {
             program,
             members,
             plan: plan::draw(seed, members, length, abilities),
-            seed,
+            seed: Some(seed),
             abilities,
             reads: Reads::Linearizable,
         }
@@ -120,14 +120,10 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
     let struck = Nemesis::new(&mut cluster, &workload, say).run(&options.plan)?;
     let ended = workload.elapsed();
     // Before the last reads: they are to find members that serve, and their words are better than a read's that failed.
-    let agreement = cluster.agree();
+    let agreement = cluster.agree(ended);
     let summary = workload.stop()?;
     // Once more without writes under way.
-    let agreement = agreement.and_then(|_| cluster.agree());
-    for member in &mut cluster.members {
-        // Whatever ended since the faults did has no excuse.
-        member.has_ended(ended)?;
-    }
+    let agreement = agreement.and_then(|_| cluster.agree(ended));
     Ok(Report {
         seed: options.seed,
         members: options.members,

@@ -23,8 +23,8 @@ const TWO_AT_ONCE: Kind = Kind("two faults at once");
 /// A finished run.
 #[derive(Debug)]
 pub struct Report {
-    /// The seed of the plan.
-    pub seed: u64,
+    /// The seed of the plan, if it was drawn.
+    pub seed: Option<u64>,
     /// Members.
     pub members: usize,
     /// How long the clients worked.
@@ -109,17 +109,17 @@ impl Report {
         rows(&acknowledged(&self.summary.history), &self.struck)
     }
 
-    /// The command that runs the same plan again.
-    pub fn command(&self) -> String {
+    /// The command that runs the same plan again, if it was drawn.
+    pub fn command(&self) -> Option<String> {
         let Abilities { volumes, clocks } = self.abilities;
-        format!(
-            "cargo xtask chaos --nodes {} --seconds {} --seed {:#x}{}{}",
+        let seed = self.seed?;
+        Some(format!(
+            "cargo xtask chaos --nodes {} --seconds {} --seed {seed:#x}{}{}",
             self.members,
             self.length.as_secs(),
-            self.seed,
             if volumes { "" } else { " --without-volumes" },
             if clocks { "" } else { " --without-clocks" },
-        )
+        ))
     }
 }
 
@@ -182,10 +182,11 @@ impl fmt::Display for Report {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(
             f,
-            "{} members, {} s, seed {:#x}: {} faults; {}",
+            "{} members, {} s, {}: {} faults; {}",
             self.members,
             self.length.as_secs(),
-            self.seed,
+            self.seed
+                .map_or_else(|| "a plan made by hand".to_owned(), |seed| format!("seed {seed:#x}")),
             self.struck.len(),
             self.summary
         )?;
@@ -232,7 +233,10 @@ impl fmt::Display for Report {
             writeln!(f, "FAILED: {failure}")?;
         }
         writeln!(f, "history and logs: {}", self.folder.display())?;
-        writeln!(f, "the same faults again: {}", self.command())
+        match self.command() {
+            Some(command) => writeln!(f, "the same faults again: {command}"),
+            None => Ok(()),
+        }
     }
 }
 
