@@ -38,7 +38,8 @@ use crate::workload::{Attach, Mix, Plan, Reads, Workload};
 const CLIENTS_PER_MEMBER: u32 = 2;
 /// From one request of a client to its next: with six clients some 150 requests a second, which leaves two cores to the members.
 const PERIOD: Duration = Duration::from_millis(40);
-/// Above two election timeouts: a request that comes while nobody leads is answered after all.
+/// Above two election timeouts: a request that comes while nobody leads is answered after all. A request that was lost with a leader
+/// holds up its client for so long, and so the table's gaps too, if that happens to all clients at once.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(3);
 /// Keys under use at one time, and for how long: about 700 operations a key for the judge.
 const KEYS: u32 = 4;

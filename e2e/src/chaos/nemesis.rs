@@ -6,8 +6,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use super::cluster::Cluster;
-use super::fault::{Fault, MemberIndex, Planned, Victims, Way, minority};
-use super::member::copy_folder;
+use super::fault::{Cut, Fault, MemberIndex, Planned, Victims, Way, minority};
+use super::member::{Member, copy_folder};
 use super::plan::FaultPlan;
 use super::proxy::Path;
 use crate::command::wait_until;
@@ -287,7 +287,7 @@ impl<'a> Nemesis<'a> {
             if let Fault::Flap(_) = active.planned.fault {
                 let phase = (now.saturating_sub(active.begun)).as_millis() / FLAP.as_millis();
                 let path = if phase.is_multiple_of(2) {
-                    Path::Cut(super::fault::Cut::Refuse)
+                    Path::Cut(Cut::Refuse)
                 } else {
                     Path::Open
                 };
@@ -310,10 +310,7 @@ impl<'a> Nemesis<'a> {
     }
 
     fn kill_all(&mut self) -> Result<()> {
-        self.cluster
-            .members
-            .iter_mut()
-            .try_for_each(super::member::Member::kill)
+        self.cluster.members.iter_mut().try_for_each(Member::kill)
     }
 
     fn remember_volumes(&mut self) -> Result<()> {

@@ -15,8 +15,8 @@ use crate::workload::Summary;
 
 /// After a fault is healed, somebody must be able to write within this: some elections on a machine that builds something beside.
 const RECOVERY_MAX: Duration = Duration::from_secs(20);
-/// A gap that begins so soon after the end of a fault is still that fault's.
-const AFTERMATH: Duration = Duration::from_millis(1500);
+/// A gap that begins so soon after the end of a fault is still that fault's; less than the pause before the next one.
+const AFTERMATH: Duration = Duration::from_secs(1);
 /// Faults that were under way at the same time have a row of their own: whose gap it was cannot be told.
 const TWO_AT_ONCE: Kind = Kind("two faults at once");
 
@@ -150,6 +150,16 @@ fn largest_gap(acknowledged: &[Duration], from: Duration, to: Duration) -> Durat
         .unwrap_or(Duration::MAX)
 }
 
+/// The largest time between two acknowledged writes before the first fault; none if there were not two.
+fn calm_gap(acknowledged: &[Duration], first: Duration) -> Duration {
+    acknowledged
+        .windows(2)
+        .filter(|pair| pair[1] < first)
+        .map(|pair| pair[1] - pair[0])
+        .max()
+        .unwrap_or_default()
+}
+
 fn rows(acknowledged: &[Duration], struck: &[Struck]) -> Vec<Row> {
     let mut kinds: BTreeMap<Kind, Vec<(Duration, Duration)>> = BTreeMap::new();
     for (number, one) in struck.iter().enumerate() {
@@ -190,8 +200,13 @@ impl fmt::Display for Report {
             self.struck.len(),
             self.summary
         )?;
-        let first = self.struck.first().map_or(self.length, |struck| struck.begun);
-        let calm = largest_gap(&acknowledged(&self.summary.history), Duration::ZERO, first);
+        let first = self
+            .struck
+            .iter()
+            .map(|struck| struck.begun)
+            .min()
+            .unwrap_or(self.length);
+        let calm = calm_gap(&acknowledged(&self.summary.history), first);
         writeln!(
             f,
             "{:<26} {:>5} {:>11} {:>11} {:>11}",
@@ -280,6 +295,13 @@ mod tests {
         let rows = rows(&acknowledged, &[kill(1, 3), kill(2, 4), kill(6, 7)]);
         let kinds: Vec<_> = rows.iter().map(|row| (row.kind.0, row.times)).collect();
         assert_eq!(kinds, [("kill -9 the leader", 1), ("two faults at once", 2)]);
+    }
+
+    #[test]
+    fn a_gap_that_a_fault_made_is_not_called_calm() {
+        let acknowledged = [0, 1, 3, 9].map(at);
+        assert_eq!(calm_gap(&acknowledged, at(4)), at(2));
+        assert_eq!(calm_gap(&acknowledged, at(1)), Duration::ZERO);
     }
 
     #[test]

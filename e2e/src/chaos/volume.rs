@@ -71,7 +71,7 @@ impl Volumes {
         stdout.read_exact(&mut word).map_err(|_| {
             Error::refused(
                 "the volumes cannot be mounted",
-                "run without --disk, or as root of this machine",
+                "run with --without-volumes, or as root of this machine",
             )
         })?;
         Ok(volumes)
