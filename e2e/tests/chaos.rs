@@ -63,13 +63,13 @@ fn clear_away(folder: &Path) {
 
 #[test]
 fn three_members_stay_linearizable_and_lose_nothing_under_faults() {
-    let report = drawn(3, 40, 0xa17_0003);
+    let report = drawn(3, 30, 0xa17_0003);
     assert_eq!(report.failures(), [""; 0], "{report}");
 }
 
 #[test]
 fn five_members_stay_linearizable_and_lose_nothing_under_faults() {
-    let report = drawn(5, 30, 0xa17_0005);
+    let report = drawn(5, 25, 0xa17_0005);
     assert_eq!(report.failures(), [""; 0], "{report}");
 }
 

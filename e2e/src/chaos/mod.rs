@@ -122,7 +122,10 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
     let ended = workload.elapsed();
     // Before the last reads: they are to find members that serve, and their words are better than a read's that failed.
     let agreement = cluster.agree(ended);
-    let summary = workload.stop()?;
+    let summary = match &agreement {
+        Ok(_) => workload.stop(),
+        Err(_) => workload.stop_without_last_look(),
+    }?;
     // Once more without writes under way.
     let agreement = agreement.and_then(|_| cluster.agree(ended));
     Ok(Report {

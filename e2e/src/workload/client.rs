@@ -18,7 +18,7 @@ use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::operation::{self, Kind};
-use super::{Attach, Log, OPERATIONS_MAX, Plan, Reads};
+use super::{Attach, Go, Log, OPERATIONS_MAX, Plan, Reads};
 
 /// What values are filled up with; no value that clients make ends with it.
 const FILLER: char = '.';
@@ -45,13 +45,13 @@ impl Client {
         }
     }
 
-    pub(super) async fn run(mut self, stopped: watch::Receiver<bool>) {
+    pub(super) async fn run(mut self, told: watch::Receiver<Go>) {
         let mut ticks = interval(self.plan.period);
         // After an outage the rate goes on; what was missed is not made up for in a burst.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for number in 0..OPERATIONS_MAX {
             ticks.tick().await;
-            if *stopped.borrow() {
+            if *told.borrow() != Go::On {
                 break;
             }
             // Connecting is no operation: a request that never left has no place in the history.

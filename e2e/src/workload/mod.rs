@@ -101,10 +101,21 @@ impl Plan {
     }
 }
 
+/// What clients are told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Go {
+    /// Go on.
+    On,
+    /// Stop, then read every key.
+    StopAndLook,
+    /// Stop.
+    Stop,
+}
+
 /// A running workload.
 #[derive(Debug)]
 pub struct Workload {
-    stop: watch::Sender<bool>,
+    stop: watch::Sender<Go>,
     log: Log,
     runner: JoinHandle<Result<Summary>>,
 }
@@ -125,10 +136,10 @@ impl Workload {
             .enable_all()
             .build()
             .map_err(Error::io("start", "a runtime for the workload"))?;
-        let (stop, stopped) = watch::channel(false);
+        let (stop, told) = watch::channel(Go::On);
         let log = Log::new();
         let clients = log.clone();
-        let runner = std::thread::spawn(move || runtime.block_on(run(plan, clients, stopped)));
+        let runner = std::thread::spawn(move || runtime.block_on(run(plan, clients, told)));
         Ok(Self { stop, log, runner })
     }
 
@@ -159,7 +170,19 @@ impl Workload {
     /// # Errors
     /// If the keys cannot be read.
     pub fn stop(self) -> Result<Summary> {
-        self.stop.send_replace(true);
+        self.end(Go::StopAndLook)
+    }
+
+    /// As [`Workload::stop`], of members that are known not to serve any more: nobody reads the keys.
+    ///
+    /// # Errors
+    /// None: only the last look can fail.
+    pub fn stop_without_last_look(self) -> Result<Summary> {
+        self.end(Go::Stop)
+    }
+
+    fn end(self, how: Go) -> Result<Summary> {
+        self.stop.send_replace(how);
         self.runner
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -216,7 +239,7 @@ impl Log {
     }
 }
 
-async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Summary> {
+async fn run(plan: Plan, log: Log, told: watch::Receiver<Go>) -> Result<Summary> {
     // Keys of this run alone: the judge starts from keys that do not exist.
     let run = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -226,7 +249,7 @@ async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Sum
     let clients: Vec<_> = (0..plan.clients)
         .map(|id| {
             let client = Client::new(ClientId(id), &plan, prefix.clone(), log.clone());
-            tokio::spawn(client.run(stopped.clone()))
+            tokio::spawn(client.run(told.clone()))
         })
         .collect();
     for client in clients {
@@ -236,7 +259,11 @@ async fn run(plan: Plan, log: Log, stopped: watch::Receiver<bool>) -> Result<Sum
     }
     let history = log.record(|recorder, now| std::mem::take(recorder).finish(now));
     let keys: BTreeSet<&str> = history.events.iter().map(|event| event.op.key()).collect();
-    let last_seen = read_all(&plan, &keys).await?;
+    let how = *told.borrow();
+    let last_seen = match how {
+        Go::On | Go::StopAndLook => Some(read_all(&plan, &keys).await?),
+        Go::Stop => None,
+    };
     Ok(Summary { history, last_seen })
 }
 

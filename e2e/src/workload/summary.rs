@@ -12,8 +12,8 @@ use althing_sim::{History, Outcome, Seen};
 pub struct Summary {
     /// All that was asked and answered.
     pub history: History,
-    /// Every key at the end, read after the last operation had returned.
-    pub last_seen: BTreeMap<String, Seen>,
+    /// Every key at the end, read after the last operation had returned; `None` if nobody could be asked any more.
+    pub last_seen: Option<BTreeMap<String, Seen>>,
 }
 
 /// The longest time without an acknowledged write, while clients kept asking.
@@ -70,9 +70,10 @@ impl Summary {
         lin::check(&self.history, Options::default())
     }
 
-    /// Acknowledged writes that are neither there at the end nor superseded.
+    /// Acknowledged writes that are neither there at the end nor superseded; none if nobody looked.
     pub fn lost_writes(&self) -> Vec<Violation> {
-        lin::lost_writes(&self.history, &self.last_seen)
+        let last_seen = self.last_seen.as_ref();
+        last_seen.map_or_else(Vec::new, |last_seen| lin::lost_writes(&self.history, last_seen))
     }
 
     /// Panics with everything a person needs unless all is well: for the end of a test.
@@ -159,7 +160,7 @@ mod tests {
     fn summary(events: Vec<Event>) -> Summary {
         Summary {
             history: History { events },
-            last_seen: BTreeMap::new(),
+            last_seen: Some(BTreeMap::new()),
         }
     }
 
