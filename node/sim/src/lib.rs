@@ -9,12 +9,16 @@
 
 pub mod history;
 pub mod lin;
+pub mod mutant;
+pub mod profile;
 pub mod rng;
 mod run;
 mod world;
 
 pub use history::{ClientId, Event, History, Op, Outcome, Recorder, Reply, Seen};
-pub use run::{Report, Run, Sabotage, run};
+pub use mutant::Mutant;
+pub use profile::Profile;
+pub use run::{Report, Run, run};
 pub use world::Counts;
 
 /// What can go wrong while handling histories. A violated invariant is a verdict, not an error.

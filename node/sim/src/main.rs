@@ -6,27 +6,30 @@
 )]
 
 use althing_sim::rng::mix;
-use althing_sim::{Counts, Run, Sabotage, run};
+use althing_sim::{Counts, Mutant, Profile, Run, run};
 use std::process::ExitCode;
 use std::time::Instant;
 
 const USAGE: &str =
-    "usage: althing-sim [--seeds N] [--base 0x..] [--seed 0x..] [--trace] [--keep-going] [--sabotage NAME]
+    "usage: althing-sim [--profile NAME] [--seeds N] [--base 0x..] [--seed 0x..] [--seconds N] [--mutant NAME]
+                   [--trace] [--keep-going]
 
+  --profile NAME  kind of weather (default swarm); an unknown one prints the list
   --seeds N       run N seeds derived from the base (default 200)
   --base 0x..     where to derive them from (default: the time of day; it is printed)
   --seed 0x..     run exactly this seed
+  --seconds N     simulated seconds of chaos (default: drawn from the seed)
+  --mutant NAME   break a rule on purpose, to see it found; an unknown one prints the list
   --trace         print what happens, one line an event
-  --keep-going    do not stop at the first failing seed
-  --sabotage NAME break a rule on purpose, to see it found; one of the names that an unknown NAME prints";
+  --keep-going    do not stop at the first failing seed";
 
 struct Arguments {
+    run: Run,
+    /// Whether `run.seed` was asked for.
+    one: bool,
     seeds: u64,
     base: u64,
-    seed: Option<u64>,
-    trace: bool,
     keep_going: bool,
-    sabotage: Sabotage,
 }
 
 fn number(text: &str) -> Result<u64, String> {
@@ -37,11 +40,11 @@ fn number(text: &str) -> Result<u64, String> {
     parsed.map_err(|error| format!("{text:?} is no number: {error}"))
 }
 
-fn sabotage(name: &str) -> Result<Sabotage, String> {
-    let found = Sabotage::MUTANTS
-        .into_iter()
-        .find(|mutant| format!("{mutant:?}") == name);
-    found.ok_or_else(|| format!("no sabotage {name:?}; there are {:?}", Sabotage::MUTANTS))
+fn mutant(name: &str) -> Result<Mutant, String> {
+    name.parse::<Mutant>().map_err(|error| {
+        let names: Vec<String> = Mutant::all().map(|mutant| mutant.to_string()).collect();
+        format!("{error}; there are {}", names.join(", "))
+    })
 }
 
 fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
@@ -49,22 +52,30 @@ fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments, Strin
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
     let mut parsed = Arguments {
+        run: Run::of(Profile::default(), 0),
+        one: false,
         seeds: 200,
         base,
-        seed: None,
-        trace: false,
         keep_going: false,
-        sabotage: Sabotage::None,
     };
+    let run = &mut parsed.run;
     while let Some(word) = words.next() {
         let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
         match word.as_str() {
+            "--profile" => run.profile = value()?.parse::<Profile>().map_err(|error| error.to_string())?,
             "--seeds" => parsed.seeds = number(&value()?)?,
             "--base" => parsed.base = number(&value()?)?,
-            "--seed" => parsed.seed = Some(number(&value()?)?),
-            "--trace" => parsed.trace = true,
+            "--seed" => {
+                run.seed = number(&value()?)?;
+                parsed.one = true;
+            }
+            "--seconds" => {
+                let seconds = number(&value()?)?;
+                run.seconds = Some(u32::try_from(seconds).map_err(|_| format!("{seconds} seconds are too many"))?);
+            }
+            "--mutant" => run.mutant = Some(mutant(&value()?)?),
+            "--trace" => run.trace = true,
             "--keep-going" => parsed.keep_going = true,
-            "--sabotage" => parsed.sabotage = sabotage(&value()?)?,
             "--help" | "-h" => return Err(String::new()),
             other => return Err(format!("{other:?} is not known here")),
         }
@@ -80,28 +91,23 @@ fn main() -> ExitCode {
             return ExitCode::from(2);
         }
     };
-    let seeds: Vec<u64> = match arguments.seed {
-        Some(seed) => vec![seed],
-        None => {
-            println!("base {:#x}", arguments.base);
-            (0..arguments.seeds)
-                .map(|number| mix(arguments.base.wrapping_add(mix(number))))
-                .collect()
-        }
+    let seeds: Vec<u64> = if arguments.one {
+        vec![arguments.run.seed]
+    } else {
+        println!("base {:#x}", arguments.base);
+        (0..arguments.seeds)
+            .map(|number| mix(arguments.base.wrapping_add(mix(number))))
+            .collect()
     };
     let started = Instant::now();
     let (mut done, mut failed, mut simulated) = (0_u64, 0_u64, 0.0);
     let mut counts = Counts::default();
     for seed in seeds {
-        let report = run(Run {
-            seed,
-            sabotage: arguments.sabotage,
-            trace: arguments.trace,
-        });
+        let report = run(Run { seed, ..arguments.run });
         done += 1;
         simulated += report.simulated_ns as f64 / 1e9;
         counts.add(report.counts);
-        if !report.violations.is_empty() || arguments.seed.is_some() {
+        if !report.violations.is_empty() || arguments.one {
             print!("{report}");
         }
         failed += u64::from(!report.violations.is_empty());

@@ -1,18 +1,25 @@
 //! One seed, judged.
 
 use crate::lin::{self, Verdict};
-pub use crate::world::Sabotage;
+use crate::mutant::{Broken, Mutant};
+use crate::profile::Profile;
 use crate::world::{Counts, World};
+use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Once;
 
 /// What to run.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Run {
-    /// Everything follows from it.
+    /// Everything follows from it, within what the profile allows.
     pub seed: u64,
+    /// The kind of weather.
+    pub profile: Profile,
     /// What is broken on purpose.
-    pub sabotage: Sabotage,
+    pub mutant: Option<Mutant>,
+    /// Simulated seconds of chaos; drawn from the seed if `None`.
+    pub seconds: Option<u32>,
     /// Whether to print what happens, line by line.
     pub trace: bool,
 }
@@ -20,20 +27,36 @@ pub struct Run {
 impl Run {
     /// A run of unbroken code.
     #[must_use]
-    pub fn of(seed: u64) -> Self {
+    pub fn of(profile: Profile, seed: u64) -> Self {
         Self {
             seed,
-            sabotage: Sabotage::None,
+            profile,
+            mutant: None,
+            seconds: None,
             trace: false,
         }
+    }
+}
+
+impl fmt::Display for Run {
+    /// The arguments that repeat it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "--profile {} --seed {:#x}", self.profile, self.seed)?;
+        if let Some(mutant) = self.mutant {
+            write!(f, " --mutant {mutant}")?;
+        }
+        if let Some(seconds) = self.seconds {
+            write!(f, " --seconds {seconds}")?;
+        }
+        Ok(())
     }
 }
 
 /// What a run came to.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Its seed.
-    pub seed: u64,
+    /// What was run.
+    pub run: Run,
     /// Broken promises, the first one first; empty if the run passed.
     pub violations: Vec<String>,
     /// What it exercised.
@@ -49,8 +72,8 @@ impl fmt::Display for Report {
         let verdict = if self.violations.is_empty() { "passed" } else { "FAILED" };
         writeln!(
             f,
-            "seed {:#018x} {verdict} after {} events, trace {:#018x}",
-            self.seed, self.counts.events, self.trace_hash
+            "{} seed {:#018x} {verdict} after {} events, trace {:#018x}",
+            self.run.profile, self.run.seed, self.counts.events, self.trace_hash
         )?;
         self.violations
             .iter()
@@ -58,8 +81,8 @@ impl fmt::Display for Report {
         if !self.violations.is_empty() {
             writeln!(
                 f,
-                "  replay: cargo run --release -p althing-sim -- --seed {:#x} --trace",
-                self.seed
+                "  replay: cargo run --release -p althing-sim -- {} --trace",
+                self.run
             )?;
         }
         Ok(())
@@ -70,18 +93,15 @@ impl fmt::Display for Report {
 /// production code is a violation like any other.
 #[must_use]
 pub fn run(run: Run) -> Report {
-    let world = catch_unwind(AssertUnwindSafe(|| World::new(run.seed, run.sabotage, run.trace).run()));
+    let broken = Broken::by(run.mutant);
+    let world = caught(|| World::new(run).run());
+    drop(broken);
     let outcomes = match world {
         Ok(outcomes) => outcomes,
         Err(panic) => {
-            let text = panic
-                .downcast_ref::<String>()
-                .cloned()
-                .or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
-                .unwrap_or_else(|| "no message".to_owned());
             return Report {
-                seed: run.seed,
-                violations: vec![format!("an assertion failed: {text}")],
+                run,
+                violations: vec![format!("an assertion failed: {panic}")],
                 counts: Counts::default(),
                 trace_hash: 0,
                 simulated_ns: 0,
@@ -103,10 +123,40 @@ pub fn run(run: Run) -> Report {
         );
     }
     Report {
-        seed: run.seed,
+        run,
         violations,
         counts: outcomes.counts,
         trace_hash: outcomes.trace_hash,
         simulated_ns: outcomes.simulated_ns,
     }
+}
+
+thread_local! {
+    /// What panicked in a run on this thread, and where; `None` outside of runs.
+    static PANIC: RefCell<Option<String>> = const { RefCell::new(None) };
+}
+
+/// Runs something and turns a panic into its message and place, without the noise of a backtrace.
+fn caught<T>(act: impl FnOnce() -> T) -> Result<T, String> {
+    static HOOK: Once = Once::new();
+    HOOK.call_once(|| {
+        let usual = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |info| {
+            let in_a_run = PANIC.with_borrow_mut(|text| {
+                if let Some(text) = text {
+                    let message = info.payload_as_str().unwrap_or("no message");
+                    let place = info.location().map(ToString::to_string).unwrap_or_default();
+                    *text = format!("{message} ({place})");
+                }
+                text.is_some()
+            });
+            if !in_a_run {
+                usual(info);
+            }
+        }));
+    });
+    PANIC.set(Some(String::new()));
+    let outcome = catch_unwind(AssertUnwindSafe(act));
+    let text = PANIC.take().unwrap_or_default();
+    outcome.map_err(|_| text)
 }

@@ -1,9 +1,8 @@
 //! The pitfalls of the study that take a whole cluster: P20 and P30, and those of joint consensus. Each is shown twice: the rule
 //! holds, and the search notices when it is broken.
 
-use althing_raft::mutant::Mutant;
 use althing_sim::rng::mix;
-use althing_sim::{Counts, Run, Sabotage, run};
+use althing_sim::{Counts, Mutant, Profile, Run, run};
 
 /// Where the seeds come from: another base than the other tests'.
 const BASE: u64 = 0x9133_0020;
@@ -21,21 +20,22 @@ fn seeds(count: u64) -> impl Iterator<Item = u64> {
 fn all_pass() -> Counts {
     let mut counts = Counts::default();
     for seed in seeds(SEEDS) {
-        let report = run(Run::of(seed));
+        let report = run(Run::of(Profile::Swarm, seed));
         assert!(report.violations.is_empty(), "{report}");
         counts.add(report.counts);
     }
     counts
 }
 
-fn is_found(sabotage: Sabotage) -> bool {
-    seeds(SEEDS).any(|seed| {
-        let report = run(Run {
-            seed,
-            sabotage,
-            trace: false,
-        });
-        !report.violations.is_empty()
+/// After how many seeds a broken rule was noticed.
+fn found(mutant: &str, count: u64) -> Option<usize> {
+    let mutant: Mutant = mutant.parse().expect("there is one of this name");
+    seeds(count).position(|seed| {
+        let broken = Run {
+            mutant: Some(mutant),
+            ..Run::of(Profile::Swarm, seed)
+        };
+        !run(broken).violations.is_empty()
     })
 }
 
@@ -44,29 +44,27 @@ fn p20_a_quorum_that_loses_what_was_not_synced_loses_nothing_that_was_acknowledg
     let counts = all_pass();
     assert!(counts.crashes > SEEDS, "only {} crashes", counts.crashes);
     // The same crashes after syncs that did nothing, and after answers that did not wait for them.
-    assert!(is_found(Sabotage::LyingDisk));
-    assert!(is_found(Sabotage::AckBeforeSync));
+    assert!(found("lying-disk", SEEDS).is_some());
+    assert!(found("ack-before-sync", SEEDS).is_some());
 }
 
 #[test]
 fn p30_a_wiped_volume_is_another_member_and_would_do_harm_under_its_old_id() {
     let counts = all_pass();
     assert!(counts.wipes >= 10, "only {} wipes", counts.wipes);
-    assert!(is_found(Sabotage::SameIdAfterWipe));
+    assert!(found("same-id-after-wipe", SEEDS).is_some());
 }
 
 #[test]
 fn p8_and_p11_broken_rules_of_configuration_changes_are_found() {
     for mutant in [
-        Mutant::JointCountsOneHalf,
-        Mutant::JointIsNeverLeft,
-        Mutant::ChangeHoldsBeforeItIsDurable,
+        "joint-counts-one-half",
+        "joint-is-never-left",
+        "change-holds-before-it-is-durable",
     ] {
-        Mutant::set(Some(mutant));
-        let after = seeds(MUTANT_SEEDS).position(|seed| !run(Run::of(seed)).violations.is_empty());
-        Mutant::set(None);
-        println!("{mutant:?}: noticed after {after:?} seeds");
-        assert!(after.is_some(), "{MUTANT_SEEDS} seeds did not notice {mutant:?}");
+        let after = found(mutant, MUTANT_SEEDS);
+        println!("{mutant}: noticed after {after:?} seeds");
+        assert!(after.is_some(), "{MUTANT_SEEDS} seeds did not notice {mutant}");
     }
     let counts = all_pass();
     assert!(

@@ -1,7 +1,7 @@
 //! The simulator as a test: fixed seeds, kept seeds, repeatability, and proof that it can find bugs.
 
 use althing_sim::rng::mix;
-use althing_sim::{Counts, Run, Sabotage, run};
+use althing_sim::{Counts, Mutant, Profile, Run, run};
 
 /// Seeds of the fixed base. About ten seconds of one core.
 const SEEDS: u64 = 200;
@@ -29,7 +29,7 @@ fn all_pass(seeds: impl Iterator<Item = u64>) -> Counts {
     let mut counts = Counts::default();
     let mut failed = String::new();
     for seed in seeds {
-        let report = run(Run::of(seed));
+        let report = run(Run::of(Profile::Swarm, seed));
         counts.add(report.counts);
         if !report.violations.is_empty() {
             failed += &report.to_string();
@@ -94,7 +94,7 @@ fn kept_seeds_keep_every_promise() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     for seed in seeds(BASE ^ 1, 8) {
-        let (first, second) = (run(Run::of(seed)), run(Run::of(seed)));
+        let (first, second) = (run(Run::of(Profile::Swarm, seed)), run(Run::of(Profile::Swarm, seed)));
         assert_eq!(first.trace_hash, second.trace_hash, "seed {seed:#x} went two ways");
         assert_eq!(first.counts, second.counts);
     }
@@ -102,7 +102,9 @@ fn the_same_seed_gives_the_same_run() {
 
 #[test]
 fn different_seeds_give_different_runs() {
-    let mut hashes: Vec<u64> = seeds(BASE ^ 2, 8).map(|seed| run(Run::of(seed)).trace_hash).collect();
+    let mut hashes: Vec<u64> = seeds(BASE ^ 2, 8)
+        .map(|seed| run(Run::of(Profile::Swarm, seed)).trace_hash)
+        .collect();
     hashes.sort_unstable();
     hashes.dedup();
     assert_eq!(hashes.len(), 8);
@@ -110,18 +112,23 @@ fn different_seeds_give_different_runs() {
 
 #[test]
 fn every_broken_rule_is_found() {
-    for sabotage in Sabotage::MUTANTS {
-        let found = seeds(BASE, MUTANT_SEEDS).position(|seed| {
+    let mut survivors = Vec::new();
+    for mutant in Mutant::all() {
+        let found = seeds(BASE, MUTANT_SEEDS).zip(1..).find_map(|(seed, count)| {
             let report = run(Run {
-                seed,
-                sabotage,
-                trace: false,
+                mutant: Some(mutant),
+                ..Run::of(Profile::Swarm, seed)
             });
-            if let Some(violation) = report.violations.first() {
-                println!("{sabotage:?}, seed {seed:#x}: {violation}");
-            }
-            !report.violations.is_empty()
+            let violation = report.violations.first()?.lines().next()?.to_owned();
+            Some((count, violation))
         });
-        assert!(found.is_some(), "{MUTANT_SEEDS} seeds did not notice {sabotage:?}");
+        match found {
+            Some((count, violation)) => println!("{mutant:<28} {count:>4} seeds  {violation}"),
+            None => survivors.push(mutant.to_string()),
+        }
     }
+    assert!(
+        survivors.is_empty(),
+        "{MUTANT_SEEDS} seeds did not notice {survivors:?}"
+    );
 }

@@ -1,7 +1,7 @@
 //! The end of a run: everything is repaired, and the world must become whole.
 
+use super::conditions::MS;
 use super::machine::{GROUP, Machine};
-use super::profile::MS;
 use super::{Todo, World, clients};
 use althing_raft::ids::{Index, MemberId};
 use althing_store::ops::{KeyRange, Range};
@@ -37,7 +37,7 @@ impl World {
             }
             Err(reason) => {
                 let calm_at = self.calm_at.unwrap_or(self.now);
-                let patience = u64::try_from(self.profile.election_timeout.as_nanos()).expect("invariant: short")
+                let patience = u64::try_from(self.conditions.election_timeout.as_nanos()).expect("invariant: short")
                     * CALM_ELECTION_TIMEOUTS;
                 if self.now - calm_at > patience.max(CALM_MIN) {
                     self.watch

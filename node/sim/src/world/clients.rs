@@ -1,6 +1,6 @@
 //! Clients: each does one operation after the other at some machine, and writes down what it was told.
 
-use super::profile::Profile;
+use super::conditions::Conditions;
 use crate::history::{CallId, ClientId, Expect, Op, Outcome, Recorder, Reply, Seen};
 use crate::rng::Rng;
 use althing_raft::io::RequestId;
@@ -44,19 +44,19 @@ pub(crate) struct Clients {
 }
 
 impl Clients {
-    pub(crate) fn new(seed: u64, profile: &Profile) -> Self {
+    pub(crate) fn new(seed: u64, conditions: &Conditions) -> Self {
         let client = |number: u32| Client {
             rng: Rng::split(seed, "client", u64::from(number)),
-            left: profile.operations,
+            left: conditions.operations,
             machine: 0,
             current: None,
             written: 0,
             known: BTreeMap::new(),
         };
         Self {
-            all: (0..profile.clients).map(client).collect(),
+            all: (0..conditions.clients).map(client).collect(),
             recorder: Recorder::default(),
-            keys: profile.keys,
+            keys: conditions.keys,
         }
     }
 

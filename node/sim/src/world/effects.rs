@@ -3,9 +3,10 @@
 use super::Todo;
 use super::World;
 use super::clients;
+use super::conditions::MS;
 use super::machine::{self, GROUP, Job, Waiter};
-use super::profile::{MS, Sabotage};
 use crate::history::Outcome;
+use crate::mutant::Sabotage;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::LogPosition;
 use althing_raft::io::{RequestId, Role};
@@ -18,14 +19,14 @@ const SABOTAGED_SYNC: u64 = 200 * MS;
 impl World {
     /// A machine's process starts on what its disks hold.
     pub(super) fn start(&mut self, number: usize) {
-        let forget_vote = self.sabotage == Sabotage::ForgetVote;
+        let forget_vote = self.breaks(Sabotage::ForgetVote);
         let machine = &mut self.machines[number];
         if machine.process.is_some() || machine.gone {
             return;
         }
         machine.boot += 1;
         let (boot, member) = (machine.boot, machine.member);
-        match machine::start(machine, &self.profile, self.now, forget_vote) {
+        match machine::start(machine, &self.conditions, self.now, forget_vote) {
             Err(error) => self.watch.violation(format!("{member} cannot start: {error}")),
             Ok(found) => {
                 self.watch.booted(member, found.log_start, &found.entries);
@@ -35,7 +36,7 @@ impl World {
                     format!("{member} boot {boot}, log {}..={last}", found.log_start.index.next())
                 });
                 self.later(
-                    self.profile.checkpoint_every,
+                    self.conditions.checkpoint_every,
                     Todo::Checkpoint { machine: number, boot },
                 );
                 self.poll(number, Vec::new());
@@ -106,7 +107,11 @@ impl World {
         };
         if let Some(view) = process.host.view(GROUP) {
             self.watch.commits(machine.member, view.raft.commit);
-            self.watch.holds(machine.member, view.raft.soft.config.index);
+            let soft = &view.raft.soft;
+            self.watch.holds(machine.member, soft.config.index);
+            if soft.role == Role::Leader {
+                self.watch.leader_commits(machine.member, soft.term, view.raft.commit);
+            }
         }
         let wake_at = process
             .host
@@ -182,6 +187,7 @@ impl World {
 
     /// The log's thread takes everything that waits, appends it, and syncs once.
     fn sync(&mut self, number: usize) {
+        let early = self.breaks(Sabotage::AckBeforeSync);
         let machine = &mut self.machines[number];
         let boot = machine.boot;
         let Some(process) = &mut machine.process else {
@@ -198,8 +204,10 @@ impl World {
                     .violation(format!("{} cannot append to its log: {error}", machine.member));
             }
         }
-        let mut wait = machine.rng.between(self.profile.sync_time.0, self.profile.sync_time.1);
-        if self.sabotage == Sabotage::AckBeforeSync {
+        let mut wait = machine
+            .rng
+            .between(self.conditions.sync_time.0, self.conditions.sync_time.1);
+        if early {
             let token = process.syncing.last().expect("invariant: there are writes").0;
             self.later(
                 wait,
@@ -215,6 +223,7 @@ impl World {
     }
 
     pub(super) fn synced(&mut self, number: usize) {
+        let lies = self.breaks(Sabotage::LyingDisk);
         let machine = &mut self.machines[number];
         let member = machine.member;
         let Some(process) = &mut machine.process else {
@@ -223,7 +232,7 @@ impl World {
         if std::mem::take(&mut process.sync_fails) {
             machine.disk.fail_syncs(true);
         }
-        if self.sabotage != Sabotage::LyingDisk && process.wal.sync().is_err() {
+        if !lies && process.wal.sync().is_err() {
             // Pitfall P19: after a failed sync nothing is known, so the process ends.
             self.counts.sync_errors += 1;
             self.crash(number);
@@ -261,7 +270,7 @@ impl World {
         process.working = true;
         let wait = machine
             .rng
-            .between(self.profile.apply_time.0, self.profile.apply_time.1);
+            .between(self.conditions.apply_time.0, self.conditions.apply_time.1);
         self.later(wait, Todo::Worked { machine: number, boot });
     }
 
@@ -282,7 +291,7 @@ impl World {
     }
 
     fn apply(&mut self, number: usize, items: &[Item]) -> Option<Event> {
-        let skips = self.sabotage == Sabotage::SkipCommand && number == 0;
+        let skips = self.breaks(Sabotage::SkipCommand) && number == 0;
         let machine = &mut self.machines[number];
         let member = machine.member;
         let process = machine.process.as_mut()?;
@@ -376,7 +385,7 @@ impl World {
         let machine = &mut self.machines[number];
         let (boot, member) = (machine.boot, machine.member);
         self.later(
-            self.profile.checkpoint_every,
+            self.conditions.checkpoint_every,
             Todo::Checkpoint { machine: number, boot },
         );
         let machine = &mut self.machines[number];

@@ -1,9 +1,10 @@
 //! What travels between machines: frames of messages in production's wire format, and snapshots.
 
+use super::conditions::MS;
 use super::machine::{GROUP, Parcel};
-use super::profile::{MS, Sabotage};
 use super::trace::describe;
 use super::{Todo, World};
+use crate::mutant::Sabotage;
 use althing_raft::ids::{MemberId, Term};
 use althing_raft::message::{Body, Message};
 use althing_shard::Event;
@@ -32,7 +33,7 @@ impl World {
             .filter(|message| matches!(message.body, Body::Forward { .. }))
             .count() as u64;
         self.counts.forwards += forwards;
-        let once = forwards > 0 && self.sabotage != Sabotage::DuplicateForward;
+        let once = forwards > 0 && !self.breaks(Sabotage::DuplicateForward);
         for frame in frames {
             for delay in self.net.send(number, target, once) {
                 self.later(
@@ -43,7 +44,7 @@ impl World {
                     },
                 );
             }
-            if forwards > 0 && self.sabotage == Sabotage::DuplicateForward {
+            if forwards > 0 && self.breaks(Sabotage::DuplicateForward) {
                 self.later(30 * MS, Todo::Arrive { to, frame });
             }
         }

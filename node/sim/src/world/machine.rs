@@ -1,6 +1,6 @@
 //! One machine: disks that outlive a crash, and the process that does not.
 
-use super::profile::Profile;
+use super::conditions::Conditions;
 use crate::rng::Rng;
 use althing_raft::entry::{Entry, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now};
@@ -117,10 +117,15 @@ pub(crate) struct Found {
 }
 
 /// Starts a process on what its disks hold. Fails if the log cannot be read back, which is a violation.
-pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_vote: bool) -> Result<Found, String> {
+pub(crate) fn start(
+    machine: &mut Machine,
+    conditions: &Conditions,
+    now: u64,
+    forget_vote: bool,
+) -> Result<Found, String> {
     let nonce = BootNonce(machine.rng.next_u64() >> 2);
     let options = Options {
-        segment_bytes: profile.segment_bytes,
+        segment_bytes: conditions.segment_bytes,
     };
     let opened = Wal::open(Arc::new(machine.disk.clone()), Path::new("/wal"), options);
     let (mut wal, mut recovered) = opened.map_err(|error| format!("the log cannot be read back: {error}"))?;
@@ -129,7 +134,7 @@ pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_v
     let applied = mvcc.applied();
     let mut log = recovered.groups.remove(&GROUP).unwrap_or_default();
     let fits = log.entries.iter().any(|entry| entry.position() == applied.position);
-    if machine.rng.chance(profile.compact_at_boot) && fits {
+    if machine.rng.chance(conditions.compact_at_boot) && fits {
         let cut = wal.compact(GROUP, applied.position).and_then(|()| wal.sync());
         cut.map_err(|error| format!("the log cannot be cut at boot: {error}"))?;
         log.entries.retain(|entry| entry.index > applied.position.index);
@@ -143,18 +148,18 @@ pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_v
     let mut host = Host::new(HostConfig {
         me: machine.member,
         nonce,
-        heartbeat_interval: profile.heartbeat_interval,
+        heartbeat_interval: conditions.heartbeat_interval,
     });
     let config = Config {
         group: GROUP,
         id: machine.member,
-        election_timeout: profile.election_timeout,
-        heartbeat_interval: profile.heartbeat_interval,
+        election_timeout: conditions.election_timeout,
+        heartbeat_interval: conditions.heartbeat_interval,
         seed: machine.rng.next_u64(),
-        append_bytes_max: profile.append_bytes_max,
-        inflight_appends_max: profile.inflight_appends_max,
-        inflight_bytes_max: profile.inflight_bytes_max,
-        uncommitted_bytes_max: profile.uncommitted_bytes_max,
+        append_bytes_max: conditions.append_bytes_max,
+        inflight_appends_max: conditions.inflight_appends_max,
+        inflight_bytes_max: conditions.inflight_bytes_max,
+        uncommitted_bytes_max: conditions.uncommitted_bytes_max,
     };
     let entries = log.entries.clone();
     let start = Start {
@@ -188,7 +193,7 @@ pub(crate) fn start(machine: &mut Machine, profile: &Profile, now: u64, forget_v
 
 /// Writes the log that the first members are born with: their configuration, one step an entry, as
 /// [`Start::birth`] does for a single one.
-pub(crate) fn birth(disk: &SimDisk, profile: &Profile, members: &[MemberId]) -> Vec<Entry> {
+pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId]) -> Vec<Entry> {
     let mut log = Start::default();
     for &member in members {
         let born = Start::birth(member, Bytes::from_static(b"somewhere:2380"));
@@ -206,7 +211,7 @@ pub(crate) fn birth(disk: &SimDisk, profile: &Profile, members: &[MemberId]) -> 
         entries: log.entries.clone(),
     };
     let options = Options {
-        segment_bytes: profile.segment_bytes,
+        segment_bytes: conditions.segment_bytes,
     };
     let (mut wal, _) =
         Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options).expect("invariant: the disk is new");

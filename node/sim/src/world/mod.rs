@@ -10,6 +10,7 @@
 
 mod calm;
 mod clients;
+mod conditions;
 mod counts;
 mod effects;
 mod links;
@@ -17,15 +18,15 @@ mod machine;
 mod nemesis;
 mod net;
 mod operator;
-mod profile;
 mod trace;
 mod watch;
 
 pub use counts::Counts;
-pub use profile::Sabotage;
 
 use crate::history::{History, Outcome, Seen};
+use crate::mutant::{Mutant, Sabotage};
 use crate::rng::Rng;
+use crate::run::Run;
 use althing_raft::entry::ConfigState;
 use althing_raft::ids::{LogPosition, MemberId, Now, Term};
 use althing_raft::io::Role;
@@ -35,9 +36,9 @@ use althing_store::ops::{KeyRange, Range};
 use althing_wal::sim_disk::SimDisk;
 use bytes::Bytes;
 use clients::{Clients, Current};
+use conditions::{Churn, Conditions, MACHINES_MAX, MS, REST_PER_MILLE};
 use machine::{Clock, GROUP, Machine, Parcel, Waiter};
 use net::Network;
-use profile::{Churn, MACHINES_MAX, MS, Profile};
 use std::collections::BTreeMap;
 use trace::Trace;
 use watch::Watch;
@@ -110,8 +111,8 @@ pub(crate) struct Outcomes {
 
 /// All of it.
 pub(crate) struct World {
-    profile: Profile,
-    sabotage: Sabotage,
+    conditions: Conditions,
+    mutant: Option<Mutant>,
     now: u64,
     sequence: u64,
     queue: BTreeMap<(u64, u64), Todo>,
@@ -128,8 +129,10 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(seed: u64, sabotage: Sabotage, print: bool) -> Self {
-        let profile = Profile::draw(seed);
+    pub(crate) fn new(run: Run) -> Self {
+        let seed = run.seed;
+        let chaos_time = run.seconds.map(|seconds| u64::from(seconds) * 1000 * MS);
+        let conditions = Conditions::draw(run.profile, seed, chaos_time);
         let mut ids = Rng::split(seed, "ids", 0);
         let machines = (0..MACHINES_MAX)
             .map(|number| {
@@ -140,25 +143,25 @@ impl World {
                     checkpoint: MemStore::default(),
                     clock: Clock {
                         offset: rng.below(1 << 40),
-                        drift_ppm: rng.below(profile.clock_drift_ppm + 1),
+                        drift_ppm: rng.below(conditions.clock_drift_ppm + 1),
                     },
                     process: None,
                     paused_until: 0,
                     boot: 0,
-                    wanted: number < profile.members,
-                    gone: number >= profile.members,
+                    wanted: number < conditions.members,
+                    gone: number >= conditions.members,
                     rng,
                 }
             })
             .collect();
         let mut world = Self {
-            net: Network::new(seed, &profile),
-            clients: Clients::new(seed, &profile),
+            net: Network::new(seed, &conditions),
+            clients: Clients::new(seed, &conditions),
             rng: Rng::split(seed, "nemesis", 0),
-            watch: Watch::new(profile.churn == Churn::Wipe),
-            trace: Trace::new(print),
-            profile,
-            sabotage,
+            watch: Watch::new(conditions.churn == Churn::Wipe),
+            trace: Trace::new(run.trace),
+            conditions,
+            mutant: run.mutant,
             now: 0,
             sequence: 0,
             queue: BTreeMap::new(),
@@ -173,30 +176,35 @@ impl World {
     }
 
     fn genesis(&mut self) {
-        let first = if self.profile.born_together {
-            self.profile.members
+        let first = if self.conditions.born_together {
+            self.conditions.members
         } else {
             1
         };
         let members: Vec<MemberId> = self.machines[..first].iter().map(|machine| machine.member).collect();
         for machine in &self.machines[..first] {
-            let entries = machine::birth(&machine.disk, &self.profile, &members);
+            let entries = machine::birth(&machine.disk, &self.conditions, &members);
             self.watch.booted(machine.member, LogPosition::default(), &entries);
         }
         self.watch.born(ConfigState {
             voters: members.into_iter().collect(),
             ..ConfigState::default()
         });
-        for machine in 0..self.profile.members {
+        for machine in 0..self.conditions.members {
             self.later(0, Todo::Start { machine });
         }
         for client in 0..self.clients.all.len() {
-            let think = self.clients.all[client].rng.below(self.profile.think_max);
+            let think = self.clients.all[client].rng.below(self.conditions.think_max);
             self.later(think, Todo::Client { client });
         }
-        self.later(self.profile.fault_every, Todo::Fault);
+        self.later(self.conditions.fault_every, Todo::Fault);
         self.later(500 * MS, Todo::Operate);
-        self.later(self.profile.chaos_time, Todo::Calm);
+        self.later(self.conditions.chaos_time, Todo::Calm);
+    }
+
+    /// Whether this rule of the shell is broken on purpose.
+    fn breaks(&self, rule: Sabotage) -> bool {
+        self.mutant == Some(Mutant::Shell(rule))
     }
 
     fn later(&mut self, wait: u64, todo: Todo) {
@@ -378,7 +386,7 @@ impl World {
             .filter(|&machine| self.machines[machine].process.is_some())
             .collect();
         let state = &mut self.clients.all[client];
-        if !running.contains(&state.machine) || !state.rng.chance(self.profile.sticky) {
+        if !running.contains(&state.machine) || !state.rng.chance(self.conditions.sticky) {
             match state.rng.pick(&running) {
                 Some(machine) => state.machine = *machine,
                 None => return self.later(100 * MS, Todo::Client { client }),
@@ -387,7 +395,7 @@ impl World {
         let machine = state.machine;
         let op = self.clients.next_op(client);
         let call = self.clients.begin(client, op.clone(), self.now);
-        let patience = self.profile.patience;
+        let patience = self.conditions.patience;
         let deadline = Now(self.machines[machine].clock.local(self.now).0 + patience);
         let boot = self.machines[machine].boot;
         let process = self.machines[machine]
@@ -438,7 +446,7 @@ impl World {
 
     fn request(&mut self, machine: usize, client: usize, event: Event) {
         if let Event::Read { request, .. } = event
-            && self.sabotage == Sabotage::ReadWithoutIndex
+            && self.breaks(Sabotage::ReadWithoutIndex)
         {
             if let Some(process) = &mut self.machines[machine].process {
                 process.open.remove(&request);
@@ -459,12 +467,15 @@ impl World {
         self.clients.end(client, outcome, self.now);
         if self.clients.all[client].left > 0 {
             // Calm is for finishing, not for thinking.
-            let think = if self.calm_at.is_some() {
+            let rng = &mut self.clients.all[client].rng;
+            let longest = if self.calm_at.is_some() {
                 MS
+            } else if rng.chance(REST_PER_MILLE) {
+                self.conditions.rest_max
             } else {
-                self.profile.think_max
+                self.conditions.think_max
             };
-            let think = self.clients.all[client].rng.below(think);
+            let think = rng.below(longest);
             self.later(think, Todo::Client { client });
         }
     }

@@ -1,9 +1,10 @@
 //! Bad luck: when what breaks, and for how long.
 
 use super::World;
+use super::conditions::{Churn, MACHINES_MAX, MS};
 use super::machine::GROUP;
-use super::profile::{Churn, MACHINES_MAX, MS, Sabotage};
 use super::{Todo, Waiter};
+use crate::mutant::Sabotage;
 use althing_raft::ids::{MemberId, Now};
 use althing_shard::Event;
 use althing_store::MemStore;
@@ -29,9 +30,9 @@ impl World {
         if self.calm_at.is_some() {
             return;
         }
-        let wait = self.rng.between(MS, 2 * self.profile.fault_every);
+        let wait = self.rng.between(MS, 2 * self.conditions.fault_every);
         self.later(wait, Todo::Fault);
-        let weights = self.profile.faults;
+        let weights = self.conditions.faults;
         let kinds = [
             (weights.crash, Fault::Crash),
             (weights.crash_all, Fault::CrashAll),
@@ -112,7 +113,7 @@ impl World {
                     process.sync_fails = true;
                 }
             }
-            Fault::Membership => match self.profile.churn {
+            Fault::Membership => match self.conditions.churn {
                 Churn::Fixed => {}
                 Churn::Scale => self.scale(),
                 Churn::Joint => self.exchange(),
@@ -225,7 +226,7 @@ impl World {
         self.trace.note(self.now, chosen as u64, "wipe", &[], || {
             format!("{}", self.machines[chosen].member)
         });
-        self.new_volume(chosen, self.sabotage == Sabotage::SameIdAfterWipe);
+        self.new_volume(chosen, self.breaks(Sabotage::SameIdAfterWipe));
         let wait = self.rng.between(1, 2000) * MS;
         self.later(wait, Todo::Start { machine: chosen });
     }

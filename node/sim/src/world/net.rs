@@ -1,6 +1,6 @@
 //! Links between machines: delay, loss, repetition, and who cannot reach whom.
 
-use super::profile::{MACHINES_MAX, MS, Profile};
+use super::conditions::{Conditions, MACHINES_MAX, MS};
 use crate::rng::Rng;
 
 /// How a spike stretches a delay.
@@ -19,13 +19,13 @@ pub(crate) struct Network {
 }
 
 impl Network {
-    pub(crate) fn new(seed: u64, profile: &Profile) -> Self {
+    pub(crate) fn new(seed: u64, conditions: &Conditions) -> Self {
         Self {
             rng: Rng::split(seed, "net", 0),
-            delay: profile.net_delay,
-            spike: profile.net_spike,
-            loss: profile.net_loss,
-            duplicate: profile.net_duplicate,
+            delay: conditions.net_delay,
+            spike: conditions.net_spike,
+            loss: conditions.net_loss,
+            duplicate: conditions.net_duplicate,
             blocked: Default::default(),
         }
     }

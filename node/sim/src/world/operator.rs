@@ -4,8 +4,8 @@
 
 use super::Todo;
 use super::World;
+use super::conditions::{Churn, MS};
 use super::machine::GROUP;
-use super::profile::{Churn, MS};
 use althing_raft::entry::{ConfigState, ConfigStep, JointTarget};
 use althing_raft::ids::MemberId;
 use althing_raft::io::Role;
@@ -48,7 +48,7 @@ impl World {
             .filter(|machine| machine.wanted)
             .map(|machine| machine.member)
             .collect();
-        let planned = if self.profile.churn == Churn::Joint {
+        let planned = if self.conditions.churn == Churn::Joint {
             let demote = self.rng.chance(DEMOTE);
             plan_jointly(&config, &wanted, me, demote)
         } else {

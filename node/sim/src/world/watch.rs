@@ -70,6 +70,8 @@ pub(crate) struct Watch {
     committed: BTreeMap<Index, Committed>,
     configs: BTreeMap<Index, ConfigState>,
     commits: BTreeMap<MemberId, Index>,
+    /// Of each member that leads or led: the term, and its commit index when last looked at.
+    leading: BTreeMap<MemberId, (Term, Index)>,
     /// The newest configuration that each member has acted on, in any of its lives.
     held: BTreeMap<MemberId, Index>,
     /// Whether copies may vanish: then a durable majority cannot be counted any more.
@@ -260,6 +262,20 @@ impl Watch {
         if commit < before {
             self.violation(format!(
                 "{member} takes its commit index back from {before} to {commit}"
+            ));
+        }
+    }
+
+    /// A leader's commit index. By counting copies it may commit only an entry of its own term (Raft paper, section 5.4.2 and
+    /// figure 8). What follows from breaking this needs two more elections to show, so the rule itself is watched.
+    pub(crate) fn leader_commits(&mut self, member: MemberId, term: Term, commit: Index) {
+        let before = self.leading.insert(member, (term, commit));
+        let advances = before.is_some_and(|(led, before)| led == term && before < commit);
+        let of = self.logs.get(&member).and_then(|mirror| mirror.term_at(commit));
+        if advances && of != Some(term) {
+            self.violation(format!(
+                "{member} leads term {term} and commits up to entry {commit}, which is of term {}",
+                of.unwrap_or_default()
             ));
         }
     }

@@ -1,6 +1,6 @@
-//! What one run looks like: every number drawn from the seed, so that each seed tries another kind of bad
-//! weather (swarm testing; Groce et al., "Swarm testing", ISSTA 2012).
+//! What one run looks like in numbers: all drawn from the seed, within what its profile allows.
 
+use crate::profile::Profile;
 use crate::rng::Rng;
 use std::time::Duration;
 
@@ -8,42 +8,8 @@ use std::time::Duration;
 pub(crate) const MS: u64 = 1_000_000;
 /// Machines of a run: five members at most, and one that waits.
 pub(crate) const MACHINES_MAX: usize = 6;
-
-/// A rule of the shell that the simulator breaks on purpose, to prove that it would notice. Production code
-/// stays as it is: what is broken is what stands between the host and the (simulated) world.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub enum Sabotage {
-    /// Nothing is broken.
-    #[default]
-    None,
-    /// `Written` is said before the sync.
-    AckBeforeSync,
-    /// Reads are answered from the local state, without a read index.
-    ReadWithoutIndex,
-    /// A restart forgets term and vote.
-    ForgetVote,
-    /// The network delivers forwarded proposals twice.
-    DuplicateForward,
-    /// A wiped machine comes back under its old member id.
-    SameIdAfterWipe,
-    /// One machine skips a command now and then.
-    SkipCommand,
-    /// Syncs do nothing, and say that they did.
-    LyingDisk,
-}
-
-impl Sabotage {
-    /// All that break something.
-    pub const MUTANTS: [Self; 7] = [
-        Self::AckBeforeSync,
-        Self::ReadWithoutIndex,
-        Self::ForgetVote,
-        Self::DuplicateForward,
-        Self::SameIdAfterWipe,
-        Self::SkipCommand,
-        Self::LyingDisk,
-    ];
-}
+/// Chance that a client rests after an operation.
+pub(crate) const REST_PER_MILLE: u64 = 100;
 
 /// How membership moves during a run. Kept apart, because a wiped disk counts as a lost copy: safe only
 /// while no other change could make the lost copy part of a majority.
@@ -61,7 +27,7 @@ pub(crate) enum Churn {
 
 /// One run's numbers. Times in nanoseconds, chances in a thousand.
 #[derive(Clone, Debug)]
-pub(crate) struct Profile {
+pub(crate) struct Conditions {
     /// Members at first.
     pub(crate) members: usize,
     /// Whether they begin as one configuration, or as one voter that the others join.
@@ -79,6 +45,8 @@ pub(crate) struct Profile {
     pub(crate) keys: u64,
     pub(crate) operations: u32,
     pub(crate) think_max: u64,
+    /// Longest rest between two bursts of a client; with a chance of [`REST_PER_MILLE`] an operation.
+    pub(crate) rest_max: u64,
     pub(crate) patience: u64,
     /// Chance that a client stays at its machine for the next operation.
     pub(crate) sticky: u64,
@@ -114,19 +82,67 @@ pub(crate) struct Weights {
     pub(crate) membership: u64,
 }
 
-impl Profile {
-    /// The run of a seed.
-    pub(crate) fn draw(seed: u64) -> Self {
+impl Weights {
+    /// No fault at all.
+    const NONE: Self = Self {
+        crash: 0,
+        crash_all: 0,
+        pause: 0,
+        split: 0,
+        one_way: 0,
+        isolate_leader: 0,
+        heal: 0,
+        transfer: 0,
+        sync_error: 0,
+        membership: 0,
+    };
+}
+
+impl Conditions {
+    /// The run of a seed. Chaos lasts `chaos_time` if the caller wants it to.
+    pub(crate) fn draw(profile: Profile, seed: u64, chaos_time: Option<u64>) -> Self {
         let mut rng = Rng::split(seed, "profile", 0);
-        let rng = &mut rng;
-        let churn = *rng
-            .pick(&[Churn::Fixed, Churn::Scale, Churn::Wipe])
-            .expect("invariant: not empty");
-        // Drawn apart, so that the other seeds stay what they were.
-        let churn = match churn {
-            Churn::Scale if Rng::split(seed, "joint", 0).chance(500) => Churn::Joint,
-            Churn::Fixed | Churn::Scale | Churn::Joint | Churn::Wipe => churn,
+        let drawn = Self::swarm(&mut rng);
+        let mut drawn = match profile {
+            Profile::Calm => drawn.calm(&mut rng),
+            Profile::Swarm => drawn,
         };
+        drawn.chaos_time = chaos_time.unwrap_or(drawn.chaos_time);
+        // A client rests now and then, so that its operations come in bursts and last about as long as chaos does.
+        drawn.rest_max = 2 * 1000 / REST_PER_MILLE * drawn.chaos_time / u64::from(drawn.operations);
+        drawn
+    }
+
+    /// The same without bad luck, and with more to do.
+    fn calm(self, rng: &mut Rng) -> Self {
+        Self {
+            churn: match self.churn {
+                // A lost disk is bad luck.
+                Churn::Wipe => Churn::Scale,
+                Churn::Fixed | Churn::Scale | Churn::Joint => self.churn,
+            },
+            operations: 4 * self.operations,
+            // Nobody loses patience while nothing fails.
+            patience: self.patience.max(2000 * MS),
+            net_delay: (MS / 10, 2 * MS),
+            net_spike: 0,
+            net_loss: 0,
+            net_duplicate: 0,
+            sync_time: (MS / 10, 2 * MS),
+            apply_time: (MS / 100, MS),
+            faults: Weights {
+                transfer: rng.between(1, 8),
+                membership: rng.between(1, 8),
+                ..Weights::NONE
+            },
+            ..self
+        }
+    }
+
+    fn swarm(rng: &mut Rng) -> Self {
+        let churn = *rng
+            .pick(&[Churn::Fixed, Churn::Scale, Churn::Joint, Churn::Wipe])
+            .expect("invariant: not empty");
         let members = match churn {
             Churn::Wipe => 3 + 2 * usize::from(rng.chance(300)),
             Churn::Fixed | Churn::Scale | Churn::Joint => {
@@ -152,9 +168,7 @@ impl Profile {
             heartbeat_interval: Duration::from_nanos(heartbeat),
             append_bytes_max: usize::try_from(rng.between(64, 4096)).expect("invariant: small"),
             inflight_appends_max: usize::try_from(rng.between(1, 8)).expect("invariant: small"),
-            // Drawn apart, so that the other numbers of a seed stay what they were.
-            inflight_bytes_max: usize::try_from(Rng::split(seed, "inflight", 0).between(64, 16_384))
-                .expect("invariant: small"),
+            inflight_bytes_max: usize::try_from(rng.between(64, 16_384)).expect("invariant: small"),
             uncommitted_bytes_max: usize::try_from(rng.between(512, 65_536)).expect("invariant: small"),
             segment_bytes: 8 * rng.between(512, 4096),
 
@@ -162,6 +176,7 @@ impl Profile {
             keys: rng.between(1, 4),
             operations: u32::try_from(rng.between(20, 80)).expect("invariant: small"),
             think_max: rng.between(1, 400) * MS,
+            rest_max: 0,
             patience: rng.between(200, 4000) * MS,
             sticky: rng.below(1000),
 

@@ -1,0 +1,47 @@
+//! Kinds of weather. What each means in numbers is drawn in `world/conditions.rs`.
+
+use std::fmt;
+use std::str::FromStr;
+
+/// What a run's weather is like.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub enum Profile {
+    /// Everything works: many operations, members that come and go, leadership that moves. What breaks here breaks without
+    /// any bad luck.
+    Calm,
+    /// Each seed tries another mixture of faults (Groce et al., "Swarm testing", ISSTA 2012).
+    #[default]
+    Swarm,
+}
+
+impl Profile {
+    /// All of them.
+    pub const ALL: [Self; 2] = [Self::Calm, Self::Swarm];
+}
+
+impl fmt::Display for Profile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Calm => "calm",
+            Self::Swarm => "swarm",
+        })
+    }
+}
+
+/// No profile has this name.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("there is no profile {name:?}; use one of {}", Profile::ALL.map(|profile| profile.to_string()).join(", "))]
+pub struct UnknownProfile {
+    name: String,
+}
+
+impl FromStr for Profile {
+    type Err = UnknownProfile;
+
+    fn from_str(name: &str) -> Result<Self, Self::Err> {
+        Self::ALL
+            .into_iter()
+            .find(|profile| profile.to_string() == name)
+            .ok_or_else(|| UnknownProfile { name: name.to_owned() })
+    }
+}
