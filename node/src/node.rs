@@ -20,6 +20,7 @@ use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Config as CoreConfig, Role, Start};
 use althing_shard::envelope::BootNonce;
+use althing_shard::policy::CutPolicy;
 use althing_shard::{Event, GroupStart, Host, HostConfig};
 use althing_store::{Mvcc, SledStore, StoreError};
 use althing_store::{Opened, SledOptions};
@@ -254,6 +255,7 @@ impl Node {
             me,
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
+            cut: CutPolicy::PRODUCTION,
         });
         let host_thread = {
             let (shared, peers) = (Arc::clone(&shared), Arc::clone(&peers));

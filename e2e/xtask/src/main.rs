@@ -7,6 +7,7 @@ mod codegen;
 mod e2e;
 mod images;
 mod manifests;
+mod sim;
 mod tests;
 
 use std::error::Error;
@@ -37,6 +38,8 @@ enum Task {
     },
     /// Run real processes on loopback under faults, and judge what their clients saw.
     Chaos(chaos::Options),
+    /// Run the simulator's seeds, in release mode on all cores; without arguments, 200 new ones in each profile.
+    Sim(sim::Arguments),
     /// Render manifests/install.yaml from the chart.
     Manifests {
         /// Change nothing; fail if the file differs.
@@ -78,6 +81,7 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         }),
         Task::E2e { filter } => end_to_end(filter.as_deref()).map_err(Into::into),
         Task::Chaos(options) => done(chaos::run(&options)),
+        Task::Sim(arguments) => sim::run(&arguments).map_err(Into::into),
         Task::Manifests { check: true } => done(manifests::check()),
         Task::Manifests { check: false } => done(manifests::write()),
         Task::Guard { pid } => done(e2e::guard(pid)),

@@ -3,7 +3,9 @@
 use crate::entry::Payload;
 use crate::ids::{Index, LogPosition, MemberId, Term};
 use crate::io::{DropReason, RequestId, Role};
+use crate::mark::Mark;
 use crate::message::{Body, Message};
+use crate::mutant::Mutant;
 use crate::progress::Progress;
 use crate::raft::{Raft, Transfer};
 
@@ -98,12 +100,14 @@ impl Raft {
                         .is_some_and(|progress| self.now.since(progress.last_heard) < self.config.election_timeout)
             });
             if !active {
+                Mark::QuorumLost.hit();
                 self.become_follower(self.term, None);
                 return;
             }
             self.quorum_deadline = self.now.after(self.config.election_timeout);
         }
         if self.transfer.is_some_and(|transfer| transfer.deadline <= self.now) {
+            Mark::TransferTimedOut.hit();
             self.transfer = None;
         }
         if self.heartbeat_deadline <= self.now {
@@ -115,8 +119,11 @@ impl Raft {
     /// A voter campaigns, but not while a committed change of the voters is still to be handed out (pitfall P8),
     /// nor while its log is being replaced.
     fn may_campaign(&self) -> bool {
-        let config_pending = self.log.first_config(self.emitted.next(), self.commit);
-        self.is_voter() && self.installing.is_none() && config_pending.is_none()
+        let waits = self.log.first_config(self.emitted.next(), self.commit).is_some();
+        if waits {
+            Mark::CampaignWaitsForChange.hit();
+        }
+        self.is_voter() && self.installing.is_none() && !waits
     }
 
     fn campaign(&mut self, kind: Campaign) {
@@ -149,6 +156,9 @@ impl Raft {
             }
             // Counted once it is durable (`own_vote_durable`): a lone voter that leads on a vote which a crash forgets would
             // lead the same term twice, with another log, and its learners would believe both.
+            Campaign::Vote { .. } if Mutant::LeadBeforePersist.active() => {
+                self.ballots.insert(self.config.id, true);
+            }
             Campaign::Vote { .. } => {}
         }
         for peer in self.members.voting() {
@@ -156,6 +166,7 @@ impl Raft {
                 match kind {
                     Campaign::PreVote => self.send_at(peer, term, body.clone()),
                     // Its own vote must be durable before others are asked for theirs.
+                    Campaign::Vote { .. } if Mutant::AskBeforePersist.active() => self.send(peer, body.clone()),
                     Campaign::Vote { .. } => self.send_durable(peer, body.clone()),
                 }
             }
@@ -226,7 +237,7 @@ impl Raft {
         match message.body {
             Body::PreVote { last } => self.on_pre_vote(from, message.term, last),
             // A grant in the present term was for an earlier campaign: it must not count for this one (pitfall P4).
-            Body::PreVoteReply { granted: true } => {}
+            Body::PreVoteReply { granted: true } => Mark::StalePreVoteGrant.hit(),
             Body::PreVoteReply { granted: false } => self.on_ballot(Role::PreCandidate, from, false),
             Body::Vote { last, .. } => self.on_vote(from, last),
             Body::VoteReply { granted } => self.on_ballot(Role::Candidate, from, granted),
@@ -259,6 +270,7 @@ impl Raft {
             }
             Body::Vote { transfer, .. } => {
                 if self.in_lease() && !transfer {
+                    Mark::VoteRefusedInLease.hit();
                     return false;
                 }
                 self.become_follower(message.term, None);
@@ -286,9 +298,13 @@ impl Raft {
     /// Silence would leave the sender stuck in its old term (pitfalls P4 and P5).
     fn answer_lower_term(&mut self, message: &Message) {
         match &message.body {
-            Body::PreVote { .. } => self.send(message.from, Body::PreVoteReply { granted: false }),
+            Body::PreVote { .. } => {
+                Mark::PreVoteOfLowerTerm.hit();
+                self.send(message.from, Body::PreVoteReply { granted: false });
+            }
             Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
             Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+                Mark::LowerTermLeaderAnswered.hit();
                 self.send(message.from, Body::HeartbeatReply { round: 0 });
             }
             Body::PreVoteReply { .. }
@@ -319,11 +335,13 @@ impl Raft {
     }
 
     fn on_vote(&mut self, from: MemberId, last: LogPosition) {
-        let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none();
+        let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none() || Mutant::VoteTwice.active();
         let granted = free && last.up_to_date_with(self.log.last());
         if granted {
             self.vote = Some(from);
             self.reset_election_deadline();
+        }
+        if granted && !Mutant::VoteBeforePersist.active() {
             self.send_durable(from, Body::VoteReply { granted });
         } else {
             self.send(from, Body::VoteReply { granted });
@@ -372,6 +390,7 @@ impl Raft {
             .is_some_and(|progress| progress.matched == self.log.last_index());
         if ready && !transfer.told {
             self.transfer = Some(Transfer { told: true, ..transfer });
+            Mark::TransferTold.hit();
             self.send(transfer.to, Body::TimeoutNow);
         }
     }

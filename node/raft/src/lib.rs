@@ -26,6 +26,7 @@ pub mod entry;
 pub mod ids;
 pub mod io;
 mod log;
+pub mod mark;
 mod membership;
 pub mod message;
 pub mod mutant;

@@ -2,6 +2,8 @@
 
 use crate::entry::{Entry, Payload};
 use crate::ids::{Index, LogPosition, Term};
+use crate::mark::Mark;
+use crate::mutant::Mutant;
 use std::collections::VecDeque;
 
 /// The log. Invariant: `entries` is contiguous and begins right after `start`.
@@ -164,7 +166,7 @@ impl Log {
     pub(crate) fn append_after_match(&mut self, entries: Vec<Entry>, commit: Index) {
         for entry in entries {
             match self.term_at(entry.index) {
-                Some(term) if term == entry.term => {}
+                Some(term) if term == entry.term && !Mutant::CutTailOnEveryAppend.active() => {}
                 Some(_) => {
                     // Raft paper, section 5.3; pitfall P17.
                     assert!(
@@ -172,6 +174,7 @@ impl Log {
                         "a committed entry at {} would be overwritten",
                         entry.index
                     );
+                    Mark::ConflictingTailDropped.hit();
                     self.truncate_from(entry.index);
                     self.append(entry);
                 }
@@ -214,8 +217,13 @@ impl Log {
     /// A write that ended at `position` is durable. Ignored if the log no longer holds that entry: the tail was
     /// replaced since, and its own write will say so (pitfall P6).
     pub(crate) fn persisted(&mut self, position: LogPosition) {
-        if position.index > self.stable.index && self.contains(position) {
+        if position.index <= self.stable.index {
+            return;
+        }
+        if self.contains(position) || Mutant::TrustReplacedWrite.active() {
             self.stable = position;
+        } else {
+            Mark::WriteOfReplacedTail.hit();
         }
     }
 

@@ -4,6 +4,7 @@
 use crate::entry::{ConfigChange, ConfigStep, Payload};
 use crate::ids::{Index, MemberId};
 use crate::io::{DropReason, RequestId, Role};
+use crate::mark::Mark;
 use crate::mutant::Mutant;
 use crate::progress::Progress;
 use crate::raft::Raft;
@@ -31,6 +32,7 @@ impl Raft {
             return Err(DropReason::LeaderChanged);
         }
         if !self.may_change_config() {
+            Mark::ChangeRefusedInFlight.hit();
             return Err(DropReason::ConfigInFlight);
         }
         // A joint configuration is a change that is not done yet.
@@ -63,7 +65,8 @@ impl Raft {
     /// configurations could otherwise both have a majority (Ongaro's 2015 correction to the thesis).
     fn may_change_config(&self) -> bool {
         let pending = self.log.first_config(self.emitted.next(), self.log.last_index());
-        pending.is_none() && self.committed_in_term()
+        (pending.is_none() || Mutant::ChangeWhileChanging.active())
+            && (self.committed_in_term() || Mutant::ChangeBeforeOwnTerm.active())
     }
 
     /// Whether a member is fit for a vote.
@@ -73,9 +76,10 @@ impl Raft {
                 && progress.matched > Index::ZERO
                 && self.now.since(progress.last_heard) < self.config.election_timeout
         });
-        if caught_up {
+        if caught_up || Mutant::PromoteUnready.active() {
             Ok(())
         } else {
+            Mark::PromotionRefused.hit();
             Err(DropReason::LearnerBehind)
         }
     }

@@ -1,31 +1,98 @@
-//! Bugs on purpose. Each names one rule of the core; the simulator breaks one at a time and must notice (mutation testing:
-//! a search that finds nothing proves something only if it finds what is there).
+//! Bugs on purpose. Each names one rule of the pure rooms (this crate, the log, the host); the simulator breaks one at a time
+//! and must notice (mutation testing: a search that finds nothing proves something only if it finds what is there).
 //!
 //! Without the feature `mutants`, which only `althing-sim` asks for, [`Mutant::active`] is a constant and nothing of this is
 //! in the program.
 
-/// A rule of the core that can be broken.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
-pub enum Mutant {
+macro_rules! mutants {
+    ($($(#[$doc:meta])* $name:ident,)*) => {
+        /// A rule that can be broken.
+        #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+        pub enum Mutant {
+            $($(#[$doc])* $name,)*
+        }
+
+        impl Mutant {
+            /// All of them.
+            pub const ALL: &'static [Self] = &[$(Self::$name,)*];
+        }
+    };
+}
+
+mutants! {
     /// A leader commits entries of earlier terms by counting copies (Raft paper, figure 8).
     CommitEarlierTerm,
+    /// Half of an even number of voters decides.
+    HalfIsMajority,
+    /// What a leader has sent counts as what a follower has.
+    CommitWhatIsSent,
+    /// A vote leaves before it is durable (pitfall P7).
+    VoteBeforePersist,
+    /// A candidate asks for votes before its own is durable (pitfall P7).
+    AskBeforePersist,
+    /// A candidate counts its own vote before it is durable.
+    LeadBeforePersist,
+    /// A member votes for whoever asks.
+    VoteTwice,
+    /// A member votes for a candidate whose log is behind its own.
+    VoteForShorterLog,
+    /// Entries are acknowledged before they are durable (pitfall P7).
+    AckBeforePersist,
+    /// The write of a tail that was replaced since makes the new tail durable (pitfall P6).
+    TrustReplacedWrite,
+    /// An append is taken although nothing matches before it.
+    AppendWithoutMatch,
+    /// Every append cuts what follows its first entry.
+    CutTailOnEveryAppend,
+    /// A leader answers reads before it has committed in its term (pitfall P1).
+    ReadBeforeOwnTerm,
+    /// The answer to an earlier round confirms the present one (pitfall P2).
+    ReadByOldRound,
+    /// A leader confirms its rounds alone.
+    ReadUnconfirmed,
+    /// A leader that loses its leadership answers the reads that it could not confirm (pitfall P3).
+    ReadAfterLostLeadership,
+    /// A configuration change is taken while another one is under way (pitfall P8).
+    ChangeWhileChanging,
+    /// A configuration change is taken before the leader has committed in its term (Ongaro's correction of 2015).
+    ChangeBeforeOwnTerm,
+    /// A configuration change holds before its commit is durable (pitfall P8).
+    ForgetfulChange,
     /// A joint configuration counts its incoming half only (Raft thesis, section 4.3).
     JointCountsOneHalf,
     /// Nobody ends a joint configuration (pitfall P11).
     JointIsNeverLeft,
-    /// A configuration change holds although a crash could forget that it is committed (pitfall P8).
-    ChangeHoldsBeforeItIsDurable,
+    /// A learner that has nothing is promoted.
+    PromoteUnready,
+    /// A snapshot replaces the log and not the members (pitfall P13).
+    SnapshotWithoutMembers,
+    /// A snapshot replaces a log that has more (pitfall P13).
+    SnapshotOverLongerLog,
+    /// A heartbeat carries a commit index beyond what the follower has (pitfall P29).
+    HeartbeatBeyondMatch,
+    /// A restart believes the commit index of its log, although more is applied (pitfall P16).
+    CommitBelowApplied,
+    /// A restart applies the last entry again.
+    ApplyAgain,
+    /// A read is served before the state machine has what it must show.
+    ReadBeforeApply,
+    /// A member takes what an earlier process of its own proposed for its own request.
+    AnswerOfAnotherBoot,
+    /// What a lost leader may have replicated is reported as certainly refused.
+    LostMeansRefused,
+    /// The log is cut behind what the state machine has durably (pitfall P14).
+    CompactUndurable,
+    /// The log says that it is durable without a sync.
+    SkipSync,
+    /// A segment is sealed without a sync.
+    SealWithoutSync,
+    /// The oldest segment is freed although it holds something live.
+    FreeLiveSegment,
+    /// A new segment does not begin with the groups' states.
+    SegmentWithoutStates,
 }
 
 impl Mutant {
-    /// All of them.
-    pub const ALL: [Self; 4] = [
-        Self::CommitEarlierTerm,
-        Self::JointCountsOneHalf,
-        Self::JointIsNeverLeft,
-        Self::ChangeHoldsBeforeItIsDurable,
-    ];
-
     /// Whether this rule is broken on the present thread.
     #[cfg(feature = "mutants")]
     #[must_use]

@@ -1,6 +1,8 @@
 //! How far a follower is, as its leader knows it. The states are etcd's.
 
 use crate::ids::{Index, Now};
+use crate::mark::Mark;
+use crate::mutant::Mutant;
 use std::collections::VecDeque;
 
 /// What may be sent to a follower.
@@ -79,6 +81,15 @@ impl Progress {
         self.flow = Flow::Probe { waiting: false };
     }
 
+    /// How much of the leader's log counts as copied here.
+    pub(crate) fn copied(&self) -> Index {
+        if Mutant::CommitWhatIsSent.active() {
+            self.next.prev()
+        } else {
+            self.matched
+        }
+    }
+
     /// Bytes that another append may carry now; 0: none may leave. A first one always may, whatever its size: an entry over the
     /// limit must not block its follower for ever. Each follower and learner has a window of its own, so none waits for
     /// another's.
@@ -86,8 +97,15 @@ impl Progress {
         match &self.flow {
             Flow::Probe { waiting: false } => bytes_max.max(1),
             Flow::Replicate(window) if window.appends.is_empty() => bytes_max.max(1),
-            Flow::Replicate(window) if window.appends.len() < appends_max => bytes_max.saturating_sub(window.bytes),
-            Flow::Probe { waiting: true } | Flow::Replicate(_) | Flow::Snapshot => 0,
+            Flow::Replicate(window) => {
+                let full = window.appends.len() >= appends_max || window.bytes >= bytes_max;
+                if full {
+                    Mark::WindowFull.hit();
+                    return 0;
+                }
+                bytes_max - window.bytes
+            }
+            Flow::Probe { waiting: true } | Flow::Snapshot => 0,
         }
     }
 
@@ -138,12 +156,14 @@ impl Progress {
         match &self.flow {
             Flow::Replicate(_) => {
                 if rejected <= self.matched {
+                    Mark::StaleRejection.hit();
                     return false;
                 }
                 self.probe();
             }
             Flow::Probe { .. } => {
                 if self.next.prev() != rejected {
+                    Mark::StaleRejection.hit();
                     return false;
                 }
                 self.next = rejected.min(agree.next()).max(self.matched.next());

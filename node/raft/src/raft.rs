@@ -6,6 +6,7 @@ use crate::io::{
     Config, DropReason, Input, Output, Persist, PersistSeq, ProgressView, RequestId, Role, Soft, Start, View,
 };
 use crate::log::Log;
+use crate::mark::Mark;
 use crate::message::{Body, Message};
 use crate::mutant::Mutant;
 use crate::progress::{Flow, Progress};
@@ -104,10 +105,20 @@ impl Raft {
         // snapshot, or contradicts it. What is applied is committed, so the log gives way (pitfall P15).
         let behind_snapshot = !log.contains(at);
         if behind_snapshot {
+            Mark::BootBehindSnapshot.hit();
             log.reset(at);
         }
         // Pitfall P16: what is applied was committed, whatever the last hard state says.
-        let commit = start.hard_state.commit.max(applied).min(log.last_index());
+        let known = start.hard_state.commit;
+        let commit = if Mutant::CommitBelowApplied.active() {
+            known
+        } else {
+            known.max(applied)
+        };
+        let commit = commit.min(log.last_index());
+        if known < applied {
+            Mark::BootCommitRaised.hit();
+        }
         let mut raft = Self {
             rng: Rng::new(config.seed),
             now,
@@ -118,7 +129,11 @@ impl Raft {
             members: start.applied.config,
             log,
             commit,
-            emitted: applied,
+            emitted: if Mutant::ApplyAgain.active() {
+                applied.prev()
+            } else {
+                applied
+            },
             applied,
             installing: None,
             election_deadline: None,
@@ -305,6 +320,8 @@ impl Raft {
             // A promise made in an earlier term helps nobody any more.
             if message.term == self.term {
                 self.out.messages.push(message);
+            } else {
+                Mark::HeldPromiseDropped.hit();
             }
         }
         if self.role == Role::Leader {
@@ -329,7 +346,7 @@ impl Raft {
             } else {
                 self.progress
                     .get(&voter)
-                    .map_or(Index::ZERO, |progress| progress.matched)
+                    .map_or(Index::ZERO, |progress| progress.copied())
             }
         });
         let own_term = self.log.term_at(candidate) == Some(self.term) || Mutant::CommitEarlierTerm.active();
@@ -352,12 +369,15 @@ impl Raft {
     fn emit(&mut self) {
         self.resigns = false;
         loop {
-            let safe = if Mutant::ChangeHoldsBeforeItIsDurable.active() {
+            let safe = if Mutant::ForgetfulChange.active() {
                 self.commit
             } else {
                 self.commit_durable
             };
             self.config_waits = self.log.first_config(self.emitted.max(safe).next(), self.commit);
+            if self.config_waits.is_some() {
+                Mark::ChangeWaitsForDisk.hit();
+            }
             let ready = self.commit.min(self.log.stable().index);
             let mut to = self.config_waits.map_or(ready, |index| ready.min(index.prev()));
             // One change at a time: what comes behind it is handed out under the configuration that it makes.
@@ -497,7 +517,9 @@ impl Raft {
         self.commit_durable = meta.position.index;
         self.emitted = meta.position.index;
         self.applied = meta.position.index;
-        self.members = meta.config;
+        if !Mutant::SnapshotWithoutMembers.active() {
+            self.members = meta.config;
+        }
         self.settle_role();
         if let Some(leader) = self.leader {
             self.send_durable(

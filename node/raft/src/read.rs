@@ -2,7 +2,9 @@
 
 use crate::ids::{Index, MemberId, Now};
 use crate::io::{DropReason, RequestId, Role};
+use crate::mark::Mark;
 use crate::message::Body;
+use crate::mutant::Mutant;
 use crate::raft::Raft;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
@@ -125,9 +127,12 @@ impl Raft {
     }
 
     fn start_round(&mut self) {
-        let nothing = self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty();
+        if self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty() {
+            return;
+        }
         // Pitfall P1: before its no-op commits, a leader does not know what is committed.
-        if nothing || !self.committed_in_term() {
+        if !self.committed_in_term() && !Mutant::ReadBeforeOwnTerm.active() {
+            Mark::ReadWaitsForOwnTerm.hit();
             return;
         }
         let local: Vec<_> = self.reads.waiting.drain(..).collect();
@@ -151,7 +156,7 @@ impl Raft {
     pub(crate) fn confirm_rounds(&mut self) {
         let newest = self.reads.round;
         let confirmed = self.members.reached_by_majority(|voter| {
-            if voter == self.config.id {
+            if voter == self.config.id || Mutant::ReadUnconfirmed.active() {
                 newest
             } else {
                 self.progress.get(&voter).map_or(0, |progress| progress.round)
@@ -196,6 +201,11 @@ impl Raft {
     /// A read is idempotent: what a lost leadership leaves open is asked of the next leader (pitfall P3).
     pub(crate) fn reads_lose_leadership(&mut self) {
         for round in std::mem::take(&mut self.reads.rounds) {
+            Mark::ReadsMoveToNextLeader.hit();
+            if Mutant::ReadAfterLostLeadership.active() {
+                self.answer(round.local, round.index);
+                continue;
+            }
             self.reads.waiting.extend(round.local);
         }
         self.reads.peers_waiting.clear();
@@ -215,6 +225,7 @@ impl Raft {
             .map(|(&token, _)| token)
             .collect();
         for token in due {
+            Mark::ReadAskedAgain.hit();
             let asked = self
                 .reads
                 .asked
@@ -233,6 +244,9 @@ impl Raft {
             .partition(|(_, since)| now.since(*since) >= patience);
         self.reads.waiting = kept.into();
         self.reads.count -= given_up.len();
+        if !given_up.is_empty() {
+            Mark::ReadGivenUp.hit();
+        }
         self.refuse_all(given_up.into_iter().map(|(request, _)| request), DropReason::NoLeader);
     }
 }

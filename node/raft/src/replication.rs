@@ -3,7 +3,9 @@
 use crate::entry::{Entry, Payload, SnapshotMeta};
 use crate::ids::{Index, LogPosition, MemberId};
 use crate::io::{DropReason, RequestId, Role};
+use crate::mark::Mark;
 use crate::message::Body;
+use crate::mutant::Mutant;
 use crate::progress::Flow;
 use crate::raft::Raft;
 use bytes::Bytes;
@@ -26,6 +28,7 @@ impl Raft {
                     .saturating_sub(self.uncommitted_bytes());
                 for (request, command) in commands {
                     if command.len() > room {
+                        Mark::ProposalOverLimit.hit();
                         self.drop_request(request, DropReason::Overloaded);
                     } else {
                         room -= command.len();
@@ -47,6 +50,7 @@ impl Raft {
     /// deadline that the outcome is unknown.
     pub(crate) fn on_forward(&mut self, commands: Vec<Bytes>) {
         if self.role != Role::Leader || self.transfer.is_some() {
+            Mark::ForwardDropped.hit();
             return;
         }
         let mut room = self
@@ -87,6 +91,7 @@ impl Raft {
             let Some(prev_term) = self.log.term_at(next.prev()) else {
                 // Only a peer that answers is worth a snapshot.
                 if self.now.since(progress.last_heard) < self.config.election_timeout {
+                    Mark::SnapshotNeeded.hit();
                     progress.flow = Flow::Snapshot;
                     self.out.send_snapshot.push(peer);
                 }
@@ -112,7 +117,11 @@ impl Raft {
         for peer in self.peers() {
             if let Some(progress) = self.progress.get_mut(&peer) {
                 // Pitfall P29: never beyond what the follower is known to have.
-                let commit = told.min(progress.matched);
+                let commit = if Mutant::HeartbeatBeyondMatch.active() {
+                    told
+                } else {
+                    told.min(progress.matched)
+                };
                 progress.commit_told = progress.commit_told.max(commit);
                 self.send(peer, Body::Heartbeat { commit, round });
             }
@@ -149,6 +158,7 @@ impl Raft {
             if let Flow::Replicate(window) = &mut progress.flow
                 && stalled
             {
+                Mark::StalledFollowerProbed.hit();
                 window.forget_oldest();
                 self.replicate_to(peer, true);
             }
@@ -160,6 +170,7 @@ impl Raft {
         if let Some(progress) = self.progress.get(&peer)
             && let Some(term) = self.log.term_at(progress.next.prev())
         {
+            Mark::Farewell.hit();
             let prev = LogPosition {
                 term,
                 index: progress.next.prev(),
@@ -173,16 +184,21 @@ impl Raft {
     pub(crate) fn on_append(&mut self, from: MemberId, prev: LogPosition, entries: Vec<Entry>, commit: Index) {
         self.heard_leader(from);
         if self.installing.is_some() {
+            Mark::AppendWhileInstalling.hit();
             return;
         }
         if prev.index < self.commit {
+            Mark::AppendBelowCommit.hit();
             self.send_durable(from, Body::AppendAccepted { last: self.commit });
             return;
         }
-        if self.log.contains(prev) {
+        if self.log.contains(prev) || Mutant::AppendWithoutMatch.active() {
             let last = entries.last().map_or(prev.index, |entry| entry.index);
             self.log.append_after_match(entries, self.commit);
             self.commit_to(commit.min(last));
+            if Mutant::AckBeforePersist.active() {
+                return self.send(from, Body::AppendAccepted { last });
+            }
             self.send_durable(from, Body::AppendAccepted { last });
         } else {
             let hint = self.log.last_at_most(prev.index, prev.term);
@@ -256,6 +272,11 @@ impl Raft {
         let Some(progress) = self.progress.get_mut(&from) else {
             return;
         };
+        let round = if Mutant::ReadByOldRound.active() {
+            self.reads.newest_round()
+        } else {
+            round
+        };
         progress.round = progress.round.max(round);
         if let Flow::Probe { waiting } = &mut progress.flow {
             // Its append or the answer may be lost; the next one may go.
@@ -269,7 +290,8 @@ impl Raft {
         if self.installing.is_some() {
             return;
         }
-        if self.log.contains(meta.position) {
+        if self.log.contains(meta.position) && !Mutant::SnapshotOverLongerLog.active() {
+            Mark::SnapshotOfKnownEntries.hit();
             // The log has it all, and perhaps acknowledged entries behind it that a reset would lose (pitfall P13).
             self.commit_to(meta.position.index);
         }

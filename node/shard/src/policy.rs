@@ -12,6 +12,26 @@ pub const LOG_BYTES_MAX: usize = 64 << 20;
 /// Entries that a cut must at least free, so that cuts are rare.
 pub const STEP_ENTRIES: u64 = 1_000;
 
+/// How much of a log stays.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct CutPolicy {
+    /// Entries that stay behind the applied index for slow followers.
+    pub tail_entries: u64,
+    /// Bytes of log in memory above which the tail is given up.
+    pub log_bytes_max: usize,
+    /// Entries that a cut must at least free.
+    pub step_entries: u64,
+}
+
+impl CutPolicy {
+    /// What production uses. The simulator cuts far more often.
+    pub const PRODUCTION: Self = Self {
+        tail_entries: TAIL_ENTRIES,
+        log_bytes_max: LOG_BYTES_MAX,
+        step_entries: STEP_ENTRIES,
+    };
+}
+
 /// What the decision needs to know of a group.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct LogFacts {
@@ -27,15 +47,16 @@ pub struct LogFacts {
 
 /// The last index that should leave the log now, if any.
 #[must_use]
-pub fn compact_to(facts: LogFacts) -> Option<Index> {
-    let tail = Index(facts.durable.0.saturating_sub(TAIL_ENTRIES));
-    let target = if facts.bytes > LOG_BYTES_MAX {
+pub fn compact_to(policy: CutPolicy, facts: LogFacts) -> Option<Index> {
+    let tail = Index(facts.durable.0.saturating_sub(policy.tail_entries));
+    let large = facts.bytes > policy.log_bytes_max;
+    let target = if large {
         facts.durable
     } else {
         facts.slowest_active.map_or(tail, |slowest| tail.min(slowest))
     };
     let freed = (target.0 + 1).saturating_sub(facts.first.0);
-    (freed >= STEP_ENTRIES || (freed > 0 && facts.bytes > LOG_BYTES_MAX)).then_some(target)
+    (freed >= policy.step_entries || (freed > 0 && large)).then_some(target)
 }
 
 #[cfg(test)]
@@ -49,18 +70,22 @@ mod tests {
         slowest_active: None,
     };
 
+    fn cut(facts: LogFacts) -> Option<Index> {
+        compact_to(CutPolicy::PRODUCTION, facts)
+    }
+
     #[test]
     fn a_tail_stays_for_slow_followers() {
-        assert_eq!(compact_to(FACTS), Some(Index(15_000)));
+        assert_eq!(cut(FACTS), Some(Index(15_000)));
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 slowest_active: Some(Index(9_000)),
                 ..FACTS
             }),
             Some(Index(9_000))
         );
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 slowest_active: Some(Index(19_000)),
                 ..FACTS
             }),
@@ -74,16 +99,16 @@ mod tests {
             bytes: LOG_BYTES_MAX + 1,
             ..FACTS
         };
-        assert_eq!(compact_to(large), Some(Index(20_000)));
+        assert_eq!(cut(large), Some(Index(20_000)));
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 slowest_active: Some(Index(3)),
                 ..large
             }),
             Some(Index(20_000))
         );
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 durable: Index(0),
                 ..large
             }),
@@ -94,14 +119,14 @@ mod tests {
     #[test]
     fn small_cuts_wait() {
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 first: Index(14_500),
                 ..FACTS
             }),
             None
         );
         assert_eq!(
-            compact_to(LogFacts {
+            cut(LogFacts {
                 durable: Index(10),
                 ..FACTS
             }),

@@ -5,6 +5,7 @@ use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
 use althing_shard::envelope::BootNonce;
+use althing_shard::policy::CutPolicy;
 use althing_shard::{Done, Effect, Event, GroupStart, Host, HostConfig, Refusal, Work};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -47,6 +48,7 @@ fn host(me: MemberId, boot: u64) -> Host {
         me,
         nonce: BootNonce(me.0 << 32 | boot),
         heartbeat_interval: HEARTBEAT,
+        cut: CutPolicy::PRODUCTION,
     })
 }
 

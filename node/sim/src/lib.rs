@@ -13,13 +13,16 @@ pub mod mutant;
 pub mod profile;
 pub mod rng;
 mod run;
+mod shrink;
 mod world;
 
+pub use althing_raft::mark::Mark;
 pub use history::{ClientId, Event, History, Op, Outcome, Recorder, Reply, Seen};
 pub use mutant::Mutant;
 pub use profile::Profile;
-pub use run::{Report, Run, run};
-pub use world::Counts;
+pub use run::{Report, Run, repeat, run};
+pub use shrink::shrink;
+pub use world::{Case, Counts};
 
 /// What can go wrong while handling histories. A violated invariant is a verdict, not an error.
 #[derive(Debug, thiserror::Error)]
@@ -32,6 +35,17 @@ pub enum SimError {
         /// What the parser said.
         source: serde_json::Error,
     },
+    /// A file could not be read or written.
+    #[error("{path}: {source}")]
+    File {
+        /// Which.
+        path: std::path::PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file is no case.
+    #[error("this is no case: {0}; a case is what `--shrink` writes")]
+    Case(serde_json::Error),
     /// The history could not be read or written.
     #[error("history: {0}; check the path and the free space")]
     Io(#[from] std::io::Error),

@@ -5,126 +5,209 @@
     reason = "a shell: it picks a base by the clock and measures its own speed"
 )]
 
+#[path = "shell/arguments.rs"]
+mod arguments;
+#[path = "shell/batch.rs"]
+mod batch;
+
 use althing_sim::rng::mix;
-use althing_sim::{Counts, Mutant, Profile, Run, run};
+use althing_sim::{Case, Counts, Mark, Profile, Report, Run, SimError, repeat, shrink};
+use arguments::Arguments;
+use batch::Totals;
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::process::ExitCode;
-use std::time::Instant;
 
-const USAGE: &str =
-    "usage: althing-sim [--profile NAME] [--seeds N] [--base 0x..] [--seed 0x..] [--seconds N] [--mutant NAME]
-                   [--trace] [--keep-going]
+/// Runs that a search for a smaller case may take: a minute or two.
+const SHRINK_RUNS: u64 = 5_000;
 
-  --profile NAME  kind of weather (default swarm); an unknown one prints the list
-  --seeds N       run N seeds derived from the base (default 200)
-  --base 0x..     where to derive them from (default: the time of day; it is printed)
-  --seed 0x..     run exactly this seed
-  --seconds N     simulated seconds of chaos (default: drawn from the seed)
-  --mutant NAME   break a rule on purpose, to see it found; an unknown one prints the list
-  --trace         print what happens, one line an event
-  --keep-going    do not stop at the first failing seed";
-
-struct Arguments {
-    run: Run,
-    /// Whether `run.seed` was asked for.
-    one: bool,
-    seeds: u64,
-    base: u64,
-    keep_going: bool,
-}
-
-fn number(text: &str) -> Result<u64, String> {
-    let parsed = match text.strip_prefix("0x") {
-        Some(hex) => u64::from_str_radix(hex, 16),
-        None => text.parse(),
-    };
-    parsed.map_err(|error| format!("{text:?} is no number: {error}"))
-}
-
-fn mutant(name: &str) -> Result<Mutant, String> {
-    name.parse::<Mutant>().map_err(|error| {
-        let names: Vec<String> = Mutant::all().map(|mutant| mutant.to_string()).collect();
-        format!("{error}; there are {}", names.join(", "))
-    })
-}
-
-fn arguments(mut words: impl Iterator<Item = String>) -> Result<Arguments, String> {
+fn main() -> ExitCode {
     let base = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
         .map_or(0, |time| time.as_secs());
-    let mut parsed = Arguments {
-        run: Run::of(Profile::default(), 0),
-        one: false,
-        seeds: 200,
-        base,
-        keep_going: false,
-    };
-    let run = &mut parsed.run;
-    while let Some(word) = words.next() {
-        let mut value = || words.next().ok_or_else(|| format!("{word} needs a value"));
-        match word.as_str() {
-            "--profile" => run.profile = value()?.parse::<Profile>().map_err(|error| error.to_string())?,
-            "--seeds" => parsed.seeds = number(&value()?)?,
-            "--base" => parsed.base = number(&value()?)?,
-            "--seed" => {
-                run.seed = number(&value()?)?;
-                parsed.one = true;
-            }
-            "--seconds" => {
-                let seconds = number(&value()?)?;
-                run.seconds = Some(u32::try_from(seconds).map_err(|_| format!("{seconds} seconds are too many"))?);
-            }
-            "--mutant" => run.mutant = Some(mutant(&value()?)?),
-            "--trace" => run.trace = true,
-            "--keep-going" => parsed.keep_going = true,
-            "--help" | "-h" => return Err(String::new()),
-            other => return Err(format!("{other:?} is not known here")),
-        }
-    }
-    Ok(parsed)
-}
-
-fn main() -> ExitCode {
-    let arguments = match arguments(std::env::args().skip(1)) {
+    let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let arguments = match arguments::parse(std::env::args().skip(1), base, cores) {
         Ok(arguments) => arguments,
         Err(problem) => {
-            eprintln!("{problem}\n{USAGE}");
+            eprintln!("{problem}\n{}", arguments::USAGE);
             return ExitCode::from(2);
         }
     };
-    let seeds: Vec<u64> = if arguments.one {
-        vec![arguments.run.seed]
-    } else {
-        println!("base {:#x}", arguments.base);
-        (0..arguments.seeds)
-            .map(|number| mix(arguments.base.wrapping_add(mix(number))))
-            .collect()
+    let outcome = match &arguments.replay {
+        Some(path) => replay(path, &arguments),
+        None if arguments.mutants => Ok(mutants(&arguments)),
+        None => weather(&arguments),
     };
-    let started = Instant::now();
-    let (mut done, mut failed, mut simulated) = (0_u64, 0_u64, 0.0);
-    let mut counts = Counts::default();
-    for seed in seeds {
-        let report = run(Run { seed, ..arguments.run });
-        done += 1;
-        simulated += report.simulated_ns as f64 / 1e9;
-        counts.add(report.counts);
-        if !report.violations.is_empty() || arguments.one {
-            print!("{report}");
+    match outcome {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("{error}");
+            ExitCode::from(2)
         }
-        failed += u64::from(!report.violations.is_empty());
-        if failed > 0 && !arguments.keep_going {
+    }
+}
+
+/// The runs of one profile.
+fn runs(arguments: &Arguments, profile: Profile) -> Vec<Run> {
+    let derived = (0..arguments.seeds).map(|number| mix(arguments.base.wrapping_add(mix(number))));
+    let seeds = arguments.seed.map_or_else(|| derived.collect(), |seed| vec![seed]);
+    seeds
+        .into_iter()
+        .map(|seed| Run {
+            seed,
+            profile,
+            ..arguments.run
+        })
+        .collect()
+}
+
+/// Runs every profile's seeds and prints what they exercised.
+fn weather(arguments: &Arguments) -> Result<bool, SimError> {
+    if arguments.seed.is_none() {
+        println!("base {:#x}", arguments.base);
+    }
+    let one = arguments.seed.is_some();
+    // Lines of several runs would mix.
+    let threads = if arguments.run.trace { 1 } else { arguments.threads };
+    let mut all = Vec::new();
+    for &profile in &arguments.profiles {
+        let totals = batch::batch(runs(arguments, profile), threads, arguments.keep_going, one);
+        let failed = totals.failed > 0;
+        all.push((profile, totals));
+        if failed && !arguments.keep_going {
             break;
         }
     }
-    let seconds = started.elapsed().as_secs_f64();
-    println!("{counts:#?}");
-    println!(
-        "{done} seeds, {failed} failed, {simulated:.0} simulated seconds; {:.1} seeds/s, {:.0} events/s",
-        done as f64 / seconds,
-        counts.events as f64 / seconds,
-    );
-    if failed == 0 {
-        ExitCode::SUCCESS
-    } else {
-        ExitCode::FAILURE
+    print_counts(&all);
+    print_marks(&all);
+    println!();
+    for (profile, totals) in &all {
+        println!(
+            "{profile:<12} {} seeds, {} failed, {:.0} simulated seconds in {:.1} s: {:.1} seeds/s, {:.0} events/s",
+            totals.seeds,
+            totals.failed,
+            totals.simulated_seconds,
+            totals.seconds,
+            totals.seeds as f64 / totals.seconds,
+            totals.counts.events as f64 / totals.seconds,
+        );
     }
+    let failure = all.iter().find_map(|(_, totals)| totals.failure.as_ref());
+    if let (Some(path), Some(report)) = (&arguments.shrink, failure) {
+        write_smallest(path, report)?;
+    }
+    Ok(failure.is_none())
+}
+
+fn at(path: &Path) -> impl FnOnce(std::io::Error) -> SimError {
+    let path = path.to_owned();
+    move |source| SimError::File { path, source }
+}
+
+/// Makes a failing run small and keeps it.
+fn write_smallest(path: &Path, report: &Report) -> Result<(), SimError> {
+    let Some(case) = &report.case else {
+        return Ok(());
+    };
+    let mut small = shrink(case, report.run.mutant, SHRINK_RUNS);
+    println!(
+        "{} faults and {} operations became {} and {}: {}",
+        case.faults(),
+        case.operations(),
+        small.faults(),
+        small.operations(),
+        path.display()
+    );
+    let violations = repeat(&small, report.run.mutant, false).violations;
+    let line = violations.first().and_then(|text| text.lines().next());
+    line.unwrap_or_default().clone_into(&mut small.note);
+    std::fs::write(path, small.to_json()).map_err(at(path))
+}
+
+/// Runs a case once.
+fn replay(path: &Path, arguments: &Arguments) -> Result<bool, SimError> {
+    let case = Case::from_json(&std::fs::read_to_string(path).map_err(at(path))?)?;
+    let mutant = case.mutant.as_deref().and_then(|name| name.parse().ok());
+    let report = repeat(&case, mutant.or(arguments.run.mutant), arguments.run.trace);
+    println!("{}", case.note);
+    report.violations.iter().for_each(|violation| println!("  {violation}"));
+    Ok(report.violations.is_empty())
+}
+
+fn print_counts(all: &[(Profile, Totals)]) {
+    print!("\n{:<36}", "exercised");
+    all.iter().for_each(|(profile, _)| print!("{profile:>14}"));
+    println!();
+    for (row, (label, _)) in Counts::default().rows().into_iter().enumerate() {
+        print!("{label:<36}");
+        all.iter()
+            .for_each(|(_, totals)| print!("{:>14}", totals.counts.rows()[row].1));
+        println!();
+    }
+}
+
+/// Marks that no seed hit, and the rarest of the others.
+fn print_marks(all: &[(Profile, Totals)]) {
+    /// Enough to see what the next larger batch would lose.
+    const RAREST: usize = 5;
+    let mut hits: BTreeMap<Mark, u64> = Mark::ALL.iter().map(|mark| (*mark, 0)).collect();
+    for (mark, seeds) in all.iter().flat_map(|(_, totals)| &totals.marks) {
+        *hits.entry(*mark).or_default() += seeds;
+    }
+    let never: Vec<String> = hits
+        .iter()
+        .filter(|(_, seeds)| **seeds == 0)
+        .map(|(mark, _)| format!("{mark:?}"))
+        .collect();
+    let mut rare: Vec<(u64, Mark)> = hits
+        .into_iter()
+        .filter(|(_, seeds)| *seeds > 0)
+        .map(|(mark, seeds)| (seeds, mark))
+        .collect();
+    rare.sort_unstable();
+    let rare: Vec<String> = rare
+        .iter()
+        .take(RAREST)
+        .map(|(seeds, mark)| format!("{mark:?} ({seeds} seeds)"))
+        .collect();
+    println!(
+        "\nmarks hit     {} of {}",
+        Mark::ALL.len() - never.len(),
+        Mark::ALL.len()
+    );
+    println!("rarest        {}", rare.join(", "));
+    if !never.is_empty() {
+        println!("never hit     {}", never.join(", "));
+    }
+}
+
+/// Breaks every rule in turn and prints how soon each was noticed.
+fn mutants(arguments: &Arguments) -> bool {
+    /// What fits on a line.
+    const TEXT_MAX: usize = 110;
+    println!("base {:#x}, at most {} seeds each", arguments.base, arguments.seeds);
+    let each: Vec<Vec<Run>> = arguments
+        .profiles
+        .iter()
+        .map(|&profile| runs(arguments, profile))
+        .collect();
+    // The profiles take turns, so that one seed more means one seed more in each kind of weather.
+    let turns: Vec<Run> = (0..each.first().map_or(0, Vec::len))
+        .flat_map(|number| each.iter().map(move |runs| runs[number]))
+        .collect();
+    let killed = batch::mutants(&turns, arguments.threads);
+    println!("{:<28}{:>6}  noticed", "mutant", "seeds");
+    for one in &killed {
+        match &one.by {
+            Some((seeds, violation)) => {
+                let text: String = violation.chars().take(TEXT_MAX).collect();
+                println!("{:<28}{seeds:>6}  {text}", one.mutant);
+            }
+            None => println!("{:<28}{:>6}  SURVIVED", one.mutant, turns.len()),
+        }
+    }
+    let alive = killed.iter().filter(|one| one.by.is_none()).count();
+    println!("\n{} mutants, {alive} survived", killed.len());
+    alive == 0
 }

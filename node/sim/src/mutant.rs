@@ -52,7 +52,7 @@ pub enum Mutant {
 impl Mutant {
     /// Every mutant there is.
     pub fn all() -> impl Iterator<Item = Self> {
-        let core = CoreMutant::ALL.into_iter().map(Self::Core);
+        let core = CoreMutant::ALL.iter().copied().map(Self::Core);
         core.chain(Sabotage::ALL.into_iter().map(Self::Shell))
     }
 }

@@ -3,10 +3,12 @@
 use crate::lin::{self, Verdict};
 use crate::mutant::{Broken, Mutant};
 use crate::profile::Profile;
-use crate::world::{Counts, World};
+use crate::world::{Case, Counts, Record, World};
+use althing_raft::mark::Mark;
 use std::cell::RefCell;
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::Once;
 
 /// What to run.
@@ -61,10 +63,14 @@ pub struct Report {
     pub violations: Vec<String>,
     /// What it exercised.
     pub counts: Counts,
+    /// Rare branches that it took.
+    pub marks: Vec<Mark>,
     /// Equal for equal runs.
     pub trace_hash: u64,
     /// Simulated nanoseconds.
     pub simulated_ns: u64,
+    /// Everything that was decided in it, as data.
+    pub case: Option<Case>,
 }
 
 impl fmt::Display for Report {
@@ -93,18 +99,49 @@ impl fmt::Display for Report {
 /// production code is a violation like any other.
 #[must_use]
 pub fn run(run: Run) -> Report {
+    judge(run, |record| World::drawn(run, record))
+}
+
+/// Runs a case again, with the rule broken that it names, or with none.
+#[must_use]
+pub fn repeat(case: &Case, mutant: Option<Mutant>, trace: bool) -> Report {
+    let run = Run {
+        seed: case.seed,
+        profile: Profile::default(),
+        mutant,
+        seconds: None,
+        trace,
+    };
+    judge(run, |record| World::repeated(case, mutant, trace, record))
+}
+
+fn judge(run: Run, world: impl FnOnce(Rc<RefCell<Record>>) -> World) -> Report {
+    let record = Rc::new(RefCell::new(Record::default()));
     let broken = Broken::by(run.mutant);
-    let world = caught(|| World::new(run).run());
+    let _of_earlier_runs = Mark::take();
+    let outcomes = caught(|| world(Rc::clone(&record)).run());
     drop(broken);
-    let outcomes = match world {
+    let marks = Mark::take();
+    let record = record.take();
+    let case = record.conditions.map(|conditions| Case {
+        note: String::new(),
+        mutant: run.mutant.map(|mutant| mutant.to_string()),
+        seed: run.seed,
+        conditions,
+        faults: record.faults,
+        operations: record.operations,
+    });
+    let outcomes = match outcomes {
         Ok(outcomes) => outcomes,
         Err(panic) => {
             return Report {
                 run,
                 violations: vec![format!("an assertion failed: {panic}")],
                 counts: Counts::default(),
+                marks,
                 trace_hash: 0,
-                simulated_ns: 0,
+                simulated_ns: record.now,
+                case,
             };
         }
     };
@@ -126,8 +163,10 @@ pub fn run(run: Run) -> Report {
         run,
         violations,
         counts: outcomes.counts,
+        marks,
         trace_hash: outcomes.trace_hash,
         simulated_ns: outcomes.simulated_ns,
+        case,
     }
 }
 

@@ -57,11 +57,7 @@ fn p30_a_wiped_volume_is_another_member_and_would_do_harm_under_its_old_id() {
 
 #[test]
 fn p8_and_p11_broken_rules_of_configuration_changes_are_found() {
-    for mutant in [
-        "joint-counts-one-half",
-        "joint-is-never-left",
-        "change-holds-before-it-is-durable",
-    ] {
+    for mutant in ["joint-counts-one-half", "joint-is-never-left", "forgetful-change"] {
         let after = found(mutant, MUTANT_SEEDS);
         println!("{mutant}: noticed after {after:?} seeds");
         assert!(after.is_some(), "{MUTANT_SEEDS} seeds did not notice {mutant}");

@@ -4,6 +4,7 @@ use crate::error::WalError;
 use crate::record::{FORMAT_VERSION, HeaderError, Record, SEGMENT_HEADER_BYTES, SegmentHeader, peek_seq, read_record};
 use althing_raft::entry::{Entry, HardState, Payload};
 use althing_raft::ids::{GroupId, Index, LogPosition};
+use althing_raft::mark::Mark;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -307,6 +308,9 @@ impl Replay {
         }
         let started = peek_seq(bytes, offset) == Some(self.next_seq);
         let torn = records > 0 || started;
+        if torn {
+            Mark::TornTail.hit();
+        }
         Ok(torn.then(|| TruncatedTail {
             file: segment.path.to_owned(),
             offset: offset as u64,

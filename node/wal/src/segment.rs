@@ -4,6 +4,7 @@ use crate::disk::{Disk, File};
 use crate::error::WalError;
 use crate::record::{SEGMENT_HEADER_BYTES, SegmentHeader};
 use crate::wal::SEGMENT_BYTES_MAX;
+use althing_raft::mark::Mark;
 use bytes::Bytes;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -82,6 +83,7 @@ pub(crate) fn create_segment(
     let path = dir.join(segment_name(header.number));
     let (from, mut file) = match spare {
         Some(spare) => {
+            Mark::SegmentRecycled.hit();
             let file = disk.open(&spare, false).map_err(io_error("open", &spare))?;
             (spare, file)
         }

@@ -32,6 +32,8 @@ struct State {
     /// Operations until the power fails.
     ops_left: Option<u64>,
     syncs_fail: bool,
+    /// Whether there is no space for anything new.
+    full: bool,
     locked: bool,
     /// Writes and syncs so far.
     ops: u64,
@@ -114,6 +116,7 @@ impl SimDisk {
             boot: 0,
             ops_left: None,
             syncs_fail: false,
+            full: false,
             locked: false,
             ops: 0,
         })))
@@ -131,6 +134,11 @@ impl SimDisk {
     /// From now on every sync fails (or works again), and what is durable is anybody's guess.
     pub fn fail_syncs(&self, fail: bool) {
         self.state().syncs_fail = fail;
+    }
+
+    /// From now on nothing can be created or grow (or can again). What is preallocated can still be written.
+    pub fn fill(&self, full: bool) {
+        self.state().full = full;
     }
 
     /// Operations that changed something since the beginning.
@@ -222,6 +230,9 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let inode = if create {
             state.op()?;
+            if state.full {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             let inode = state.next_inode;
             state.next_inode += 1;
             state.files.insert(inode, Inode::default());
@@ -334,8 +345,12 @@ impl File for SimFile {
     }
 
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
+        let full = self.disk.state().full;
         self.with(true, |inode, _| {
             let at = usize::try_from(offset).map_err(io::Error::other)?;
+            if full && at + buf.len() > inode.current.len() {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
             write_into(&mut inode.current, at, buf);
             inode.pending.push((at, buf.to_owned()));
             Ok(())

@@ -9,6 +9,8 @@ use crate::segment::{
 };
 use althing_raft::entry::{Entry, HardState};
 use althing_raft::ids::{GroupId, Index, LogPosition};
+use althing_raft::mark::Mark;
+use althing_raft::mutant::Mutant;
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
@@ -439,7 +441,8 @@ impl Wal {
             self.write_batch()?;
             self.roll()?;
         }
-        if self.offset == SEGMENT_HEADER_BYTES as u64 && self.batch.is_empty() {
+        let opens = self.offset == SEGMENT_HEADER_BYTES as u64 && self.batch.is_empty();
+        if opens && !Mutant::SegmentWithoutStates.active() {
             self.push_states();
         }
         self.encode(group, &record);
@@ -491,14 +494,19 @@ impl Wal {
             return Ok(());
         }
         let path = self.dir.join(segment_name(self.active_segment()));
-        self.active.sync_data().map_err(io_error("sync", &path))?;
+        if !Mutant::SkipSync.active() {
+            self.active.sync_data().map_err(io_error("sync", &path))?;
+        }
         self.durable_seq = self.next_seq - 1;
         Ok(())
     }
 
     /// Seals the active segment and starts the next one.
     fn roll(&mut self) -> Result<(), WalError> {
-        self.sync_active()?;
+        if !Mutant::SealWithoutSync.active() {
+            self.sync_active()?;
+        }
+        Mark::SegmentSealed.hit();
         let header = SegmentHeader {
             number: self.active_segment() + 1,
             first_seq: self.next_seq,
@@ -529,6 +537,7 @@ impl Wal {
         let keep_from = self
             .oldest_live()
             .map_or_else(|| self.active_segment(), |(segment, _)| segment);
+        let keep_from = keep_from + u64::from(Mutant::FreeLiveSegment.active() && keep_from < self.active_segment());
         while let Some((number, bytes)) = self.segments.front().copied().filter(|(number, _)| *number < keep_from) {
             let path = self.dir.join(segment_name(number));
             if self.spares.len() < SPARES_MAX && bytes == self.options.segment_bytes {

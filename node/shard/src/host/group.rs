@@ -1,11 +1,12 @@
 //! One group inside a host.
 
 use crate::effect::Done;
-use crate::policy::{LogFacts, compact_to};
+use crate::policy::{CutPolicy, LogFacts, compact_to};
 use althing_raft::Raft;
 use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
 use althing_raft::io::{RequestId, Soft};
+use althing_raft::mutant::Mutant;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -86,7 +87,7 @@ impl Group {
 
     /// Answers with `done` once the state machine has applied `index`; at once if it has.
     pub(super) fn after(&mut self, index: Index, request: RequestId, done: Done) -> Option<Done> {
-        if index <= self.applied.index {
+        if index <= self.applied.index || (Mutant::ReadBeforeApply.active() && matches!(done, Done::Read { .. })) {
             return Some(done);
         }
         self.after_apply.entry(index).or_default().push((request, done));
@@ -124,7 +125,7 @@ impl Group {
     }
 
     /// The last index that should leave the log now that `durable` is durable in the state machine, if any.
-    pub(super) fn cut(&self, durable: LogPosition) -> Option<Index> {
+    pub(super) fn cut(&self, policy: CutPolicy, durable: LogPosition) -> Option<Index> {
         let view = self.raft.view();
         let slowest_active = view
             .progress
@@ -132,12 +133,17 @@ impl Group {
             .filter(|peer| peer.recent_active)
             .map(|peer| peer.matched)
             .min();
-        compact_to(LogFacts {
+        let facts = LogFacts {
             first: view.first,
             bytes: view.log_bytes,
-            durable: durable.index,
+            durable: if Mutant::CompactUndurable.active() {
+                self.applied.index
+            } else {
+                durable.index
+            },
             slowest_active,
-        })
+        };
+        compact_to(policy, facts)
     }
 
     /// When something must happen here without an event.

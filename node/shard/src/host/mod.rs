@@ -8,9 +8,11 @@ use crate::book::AddressBook;
 use crate::effect::{Done, Effect, Event, Refusal, WriteToken};
 use crate::envelope::{BootNonce, Envelope};
 use crate::pending::{Requests, Stage};
+use crate::policy::CutPolicy;
 use althing_raft::Raft;
 use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{Config, Input, PersistSeq, RequestId, Role, Start, View};
+use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
 use bytes::Bytes;
 use group::Group;
@@ -38,6 +40,8 @@ pub struct HostConfig {
     pub nonce: BootNonce,
     /// How long to wait before trying again what a leader did not take.
     pub heartbeat_interval: Duration,
+    /// When a group's log is cut.
+    pub cut: CutPolicy,
 }
 
 /// What a group starts from.
@@ -237,6 +241,7 @@ impl Host {
                     .iter()
                     .any(|effect| matches!(effect, Effect::Install { .. }));
                 if !taken {
+                    Mark::SnapshotDiscarded.hit();
                     self.turn.effects.push(Effect::Discard { group, meta });
                 }
             }
@@ -398,9 +403,14 @@ impl Host {
     }
 
     fn checkpointed(&mut self, now: Now, id: GroupId, position: LogPosition) {
-        let Some(target) = self.groups.get(&id).and_then(|group| group.cut(position)) else {
+        let Some(target) = self
+            .groups
+            .get(&id)
+            .and_then(|group| group.cut(self.config.cut, position))
+        else {
             return;
         };
+        Mark::LogCut.hit();
         self.step(now, id, Input::Compact(target));
         if let Some(group) = self.groups.get(&id) {
             self.turn.effects.push(Effect::Compact {

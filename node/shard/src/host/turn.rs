@@ -8,7 +8,9 @@ use crate::pending::Stage;
 use althing_raft::entry::{Entry, Payload};
 use althing_raft::ids::{GroupId, Index, MemberId, Now};
 use althing_raft::io::{DropReason, Input, Output, PersistSeq, RequestId, Soft};
+use althing_raft::mark::Mark;
 use althing_raft::message::Message;
+use althing_raft::mutant::Mutant;
 use althing_wal::GroupWrite;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -113,8 +115,15 @@ impl Host {
                 .map(|(request, _)| request)
                 .collect();
             for request in lost {
+                Mark::RequestLostWithLeader.hit();
                 self.requests.remove(request);
-                self.turn.complete(request, Err(Refusal::LeaderChanged));
+                let refused = Mutant::LostMeansRefused.active();
+                let refusal = if refused {
+                    Refusal::NoLeader
+                } else {
+                    Refusal::LeaderChanged
+                };
+                self.turn.complete(request, Err(refusal));
             }
             if leader != self.config.me {
                 for request in std::mem::take(&mut group.transfers) {
@@ -142,7 +151,8 @@ impl Host {
                 Payload::Command(envelope) => match Envelope::decode(envelope) {
                     Ok(envelope) => {
                         let request = RequestId(envelope.sequence);
-                        let mine = envelope.proposer == me && envelope.nonce == nonce;
+                        let nonces = envelope.nonce == nonce || Mutant::AnswerOfAnotherBoot.active();
+                        let mine = envelope.proposer == me && nonces;
                         let waiter = (mine && self.requests.stage(request, Stage::Committed)).then_some(request);
                         answers.extend(waiter);
                         Work::Command {
@@ -211,6 +221,7 @@ impl Host {
         let refusal = match reason {
             // Nothing of what is refused in the very step that proposes it has entered a log.
             DropReason::NoLeader | DropReason::NotLeader | DropReason::LeaderChanged if self.turn.proposing => {
+                Mark::ProposalHeldAgain.hit();
                 group.hold_until = retry_at;
                 self.turn.refused.insert(request);
                 return;

@@ -24,6 +24,8 @@ impl World {
         self.net.calm();
         for machine in 0..self.machines.len() {
             self.machines[machine].paused_until = 0;
+            self.machines[machine].slow = (0, 0);
+            self.machines[machine].disk.fill(false);
             self.start(machine);
         }
         self.later(CALM_LOOK, Todo::Look);

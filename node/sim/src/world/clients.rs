@@ -1,6 +1,7 @@
 //! Clients: each does one operation after the other at some machine, and writes down what it was told.
 
 use super::conditions::Conditions;
+use super::decision::Planned;
 use crate::history::{CallId, ClientId, Expect, Op, Outcome, Recorder, Reply, Seen};
 use crate::rng::Rng;
 use althing_raft::io::RequestId;
@@ -11,7 +12,7 @@ use althing_store::ops::{
     Revision, Txn,
 };
 use bytes::Bytes;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 
 /// What a client waits for.
 #[derive(Clone, Debug)]
@@ -30,6 +31,8 @@ pub(crate) struct Client {
     pub(crate) left: u32,
     pub(crate) machine: usize,
     pub(crate) current: Option<Current>,
+    /// In a repeated run, what it will do.
+    pub(crate) planned: VecDeque<Planned>,
     written: u32,
     /// What it saw last of each key, for compare-and-swap.
     known: BTreeMap<String, Seen>,
@@ -50,6 +53,7 @@ impl Clients {
             left: conditions.operations,
             machine: 0,
             current: None,
+            planned: VecDeque::new(),
             written: 0,
             known: BTreeMap::new(),
         };
@@ -64,6 +68,19 @@ impl Clients {
         self.all
             .iter()
             .all(|client| client.left == 0 && client.current.is_none())
+    }
+
+    /// In a repeated run, clients do what is planned and nothing else.
+    pub(crate) fn plan(&mut self, operations: &[Planned]) {
+        for client in &mut self.all {
+            client.left = 0;
+        }
+        for operation in operations {
+            if let Some(client) = self.all.get_mut(operation.client) {
+                client.planned.push_back(operation.clone());
+                client.left += 1;
+            }
+        }
     }
 
     /// The next operation of a client.

@@ -2,6 +2,8 @@
 
 use crate::profile::Profile;
 use crate::rng::Rng;
+use althing_shard::policy::CutPolicy;
+use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
 /// One millisecond of simulated time, in nanoseconds.
@@ -13,7 +15,7 @@ pub(crate) const REST_PER_MILLE: u64 = 100;
 
 /// How membership moves during a run. Kept apart, because a wiped disk counts as a lost copy: safe only
 /// while no other change could make the lost copy part of a majority.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub(crate) enum Churn {
     /// Not at all.
     Fixed,
@@ -26,7 +28,8 @@ pub(crate) enum Churn {
 }
 
 /// One run's numbers. Times in nanoseconds, chances in a thousand.
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub(crate) struct Conditions {
     /// Members at first.
     pub(crate) members: usize,
@@ -40,6 +43,10 @@ pub(crate) struct Conditions {
     pub(crate) inflight_bytes_max: usize,
     pub(crate) uncommitted_bytes_max: usize,
     pub(crate) segment_bytes: u64,
+    /// How the log is cut; see [`CutPolicy`].
+    pub(crate) tail_entries: u64,
+    pub(crate) step_entries: u64,
+    pub(crate) log_bytes_max: usize,
 
     pub(crate) clients: u32,
     pub(crate) keys: u64,
@@ -64,36 +71,52 @@ pub(crate) struct Conditions {
     pub(crate) chaos_time: u64,
     pub(crate) fault_every: u64,
     /// Weights of the kinds of fault.
+    #[serde(skip, default = "Weights::none")]
     pub(crate) faults: Weights,
 }
 
 /// How often each kind of fault is chosen, relative to the others.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Weights {
     pub(crate) crash: u64,
     pub(crate) crash_all: u64,
+    pub(crate) storm: u64,
     pub(crate) pause: u64,
     pub(crate) split: u64,
     pub(crate) one_way: u64,
     pub(crate) isolate_leader: u64,
+    pub(crate) flap: u64,
     pub(crate) heal: u64,
     pub(crate) transfer: u64,
     pub(crate) sync_error: u64,
+    pub(crate) slow_sync: u64,
+    pub(crate) disk_full: u64,
+    pub(crate) clock_jump: u64,
     pub(crate) membership: u64,
 }
 
 impl Weights {
+    /// Of a run that is repeated: its faults are known.
+    fn none() -> Self {
+        Self::NONE
+    }
+
     /// No fault at all.
     const NONE: Self = Self {
         crash: 0,
         crash_all: 0,
+        storm: 0,
         pause: 0,
         split: 0,
         one_way: 0,
         isolate_leader: 0,
+        flap: 0,
         heal: 0,
         transfer: 0,
         sync_error: 0,
+        slow_sync: 0,
+        disk_full: 0,
+        clock_jump: 0,
         membership: 0,
     };
 }
@@ -111,6 +134,22 @@ impl Conditions {
         // A client rests now and then, so that its operations come in bursts and last about as long as chaos does.
         drawn.rest_max = 2 * 1000 / REST_PER_MILLE * drawn.chaos_time / u64::from(drawn.operations);
         drawn
+    }
+
+    /// What a repeated run needs of it.
+    pub(crate) fn without_dice(&self) -> Self {
+        Self {
+            faults: Weights::NONE,
+            ..self.clone()
+        }
+    }
+
+    pub(crate) fn cut(&self) -> CutPolicy {
+        CutPolicy {
+            tail_entries: self.tail_entries,
+            log_bytes_max: self.log_bytes_max,
+            step_entries: self.step_entries,
+        }
     }
 
     /// The same without bad luck, and with more to do.
@@ -171,6 +210,9 @@ impl Conditions {
             inflight_bytes_max: usize::try_from(rng.between(64, 16_384)).expect("invariant: small"),
             uncommitted_bytes_max: usize::try_from(rng.between(512, 65_536)).expect("invariant: small"),
             segment_bytes: 8 * rng.between(512, 4096),
+            tail_entries: rng.below(60),
+            step_entries: rng.between(1, 30),
+            log_bytes_max: usize::try_from(rng.between(4 << 10, 256 << 10)).expect("invariant: small"),
 
             clients: u32::try_from(rng.between(2, 6)).expect("invariant: small"),
             keys: rng.between(1, 4),
@@ -207,13 +249,18 @@ impl Conditions {
             faults: Weights {
                 crash: rng.between(1, 10),
                 crash_all: maybe(rng, 300, 1, 3),
+                storm: maybe(rng, 300, 1, 5),
                 pause: maybe(rng, 500, 1, 8),
                 split: maybe(rng, 600, 1, 8),
                 one_way: maybe(rng, 400, 1, 8),
                 isolate_leader: maybe(rng, 400, 1, 8),
+                flap: maybe(rng, 300, 1, 8),
                 heal: rng.between(1, 10),
                 transfer: maybe(rng, 500, 1, 8),
                 sync_error: maybe(rng, 300, 1, 3),
+                slow_sync: maybe(rng, 300, 1, 6),
+                disk_full: maybe(rng, 300, 1, 6),
+                clock_jump: maybe(rng, 300, 1, 6),
                 membership: rng.between(2, 10),
             },
         }

@@ -1,65 +1,50 @@
 //! How much of what a run exercised.
 
-/// Counts of what a run exercised.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Counts {
-    /// Steps of the world.
-    pub events: u64,
-    /// Terms with a leader.
-    pub elections: u64,
-    /// Logs whose tail was replaced.
-    pub truncations: u64,
-    /// Processes killed.
-    pub crashes: u64,
-    /// Disks wiped.
-    pub wipes: u64,
-    /// Links or groups of links cut.
-    pub cuts: u64,
-    /// Machines stopped for a while.
-    pub pauses: u64,
-    /// Syncs that failed.
-    pub sync_errors: u64,
-    /// Snapshots installed.
-    pub installs: u64,
-    /// Leadership transfers that took place.
-    pub transfers: u64,
-    /// Configuration changes applied.
-    pub config_changes: u64,
-    /// Of these, joint configurations entered.
-    pub joint_changes: u64,
-    /// Proposals sent on to a leader.
-    pub forwards: u64,
-    /// Operations that succeeded.
-    pub ok: u64,
-    /// Operations that certainly failed.
-    pub failed: u64,
-    /// Operations whose fate is open.
-    pub unknown: u64,
+macro_rules! counts {
+    ($($name:ident $label:literal,)*) => {
+        /// Counts of what a run exercised.
+        #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+        pub struct Counts {
+            $(#[doc = concat!("How many: ", $label, ".")] pub $name: u64,)*
+        }
+
+        impl Counts {
+            /// Adds another run's.
+            pub fn add(&mut self, other: Self) {
+                $(self.$name += other.$name;)*
+            }
+
+            /// Each with what it counts.
+            #[must_use]
+            pub fn rows(&self) -> Vec<(&'static str, u64)> {
+                vec![$(($label, self.$name),)*]
+            }
+        }
+    };
 }
 
-impl Counts {
-    /// Adds another run's.
-    pub fn add(&mut self, other: Self) {
-        let pairs = [
-            (&mut self.events, other.events),
-            (&mut self.elections, other.elections),
-            (&mut self.truncations, other.truncations),
-            (&mut self.crashes, other.crashes),
-            (&mut self.wipes, other.wipes),
-            (&mut self.cuts, other.cuts),
-            (&mut self.pauses, other.pauses),
-            (&mut self.sync_errors, other.sync_errors),
-            (&mut self.installs, other.installs),
-            (&mut self.transfers, other.transfers),
-            (&mut self.config_changes, other.config_changes),
-            (&mut self.joint_changes, other.joint_changes),
-            (&mut self.forwards, other.forwards),
-            (&mut self.ok, other.ok),
-            (&mut self.failed, other.failed),
-            (&mut self.unknown, other.unknown),
-        ];
-        for (sum, more) in pairs {
-            *sum += more;
-        }
-    }
+counts! {
+    events "steps of the world",
+    elections "terms with a leader",
+    truncations "logs whose tail was replaced",
+    crashes "processes killed",
+    wipes "disks wiped",
+    cuts "links or groups of links cut",
+    pauses "machines stopped for a while",
+    storms "storms of restarts",
+    flaps "links that flapped",
+    sync_errors "syncs that failed",
+    slow_syncs "syncs that took very long",
+    disk_full "writes refused by a full disk",
+    flips "bits flipped in sealed segments",
+    flips_found "damaged segments found",
+    clock_jumps "clocks that jumped",
+    installs "snapshots installed",
+    transfers "leadership transfers",
+    config_changes "configuration changes applied",
+    joint_changes "of these, joint configurations entered",
+    forwards "proposals sent on to a leader",
+    ok "operations that succeeded",
+    failed "operations that certainly failed",
+    unknown "operations whose fate is open",
 }

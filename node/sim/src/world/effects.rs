@@ -4,17 +4,24 @@ use super::Todo;
 use super::World;
 use super::clients;
 use super::conditions::MS;
-use super::machine::{self, GROUP, Job, Waiter};
+use super::machine::{self, GROUP, Job, NoStart, Waiter};
 use crate::history::Outcome;
 use crate::mutant::Sabotage;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::LogPosition;
-use althing_raft::io::{RequestId, Role};
+use althing_raft::io::{RequestId, Role, View};
 use althing_shard::{Done, Effect, Event, Item, Refusal, Work};
 use althing_store::{ApplyItem, CommandResult};
+use althing_wal::WalError;
+use std::io::ErrorKind;
 
 /// Under [`Sabotage::AckBeforeSync`], how much longer a sync takes than production's: long enough for a crash.
 const SABOTAGED_SYNC: u64 = 200 * MS;
+
+/// Whether a log failed because its disk has no space.
+fn error_is_full(error: &WalError) -> bool {
+    matches!(error, WalError::Io { source, .. } if source.kind() == ErrorKind::StorageFull)
+}
 
 impl World {
     /// A machine's process starts on what its disks hold.
@@ -27,9 +34,18 @@ impl World {
         machine.boot += 1;
         let (boot, member) = (machine.boot, machine.member);
         match machine::start(machine, &self.conditions, self.now, forget_vote) {
-            Err(error) => self.watch.violation(format!("{member} cannot start: {error}")),
+            Err(NoStart::Damaged(_)) if machine.damaged => self.replace_damaged(number),
+            Err(NoStart::Damaged(error) | NoStart::Broken(error)) => {
+                self.watch.violation(format!("{member} cannot start: {error}"));
+            }
+            Err(NoStart::DiskFull) => {
+                self.counts.disk_full += 1;
+                self.later(500 * MS, Todo::Start { machine: number });
+            }
             Ok(found) => {
-                self.watch.booted(member, found.log_start, &found.entries);
+                machine.damaged = false;
+                self.watch
+                    .booted(member, found.hard_state, found.log_start, &found.entries);
                 machine.process = Some(found.process);
                 let last = found.entries.last().map_or(found.log_start.index, |entry| entry.index);
                 self.trace.note(self.now, number as u64, "start", &[boot, last.0], || {
@@ -88,9 +104,16 @@ impl World {
         };
         // Writes first: messages of this turn may only promise what was durable before it, and the onlooker
         // must know the log that a new leader leads with.
+        let view = process.host.view(GROUP).map(|view| view.raft);
         for effect in &effects {
             if let Effect::Write { writes, .. } = effect {
                 writes.iter().for_each(|write| self.watch.wrote(member, write));
+                if let Some(View { soft, commit, .. }) = &view
+                    && soft.role == Role::Leader
+                {
+                    self.watch.leader_commits(member, soft.term, *commit);
+                    writes.iter().for_each(|write| self.watch.changes(member, soft, write));
+                }
             }
         }
         for effect in effects {
@@ -108,7 +131,7 @@ impl World {
         if let Some(view) = process.host.view(GROUP) {
             self.watch.commits(machine.member, view.raft.commit);
             let soft = &view.raft.soft;
-            self.watch.holds(machine.member, soft.config.index);
+            self.watch.holds(machine.member, &soft.config, view.applied.index);
             if soft.role == Role::Leader {
                 self.watch.leader_commits(machine.member, soft.term, view.raft.commit);
             }
@@ -139,6 +162,11 @@ impl World {
                     return;
                 };
                 if let Err(error) = process.wal.compact(group, up_to) {
+                    if error_is_full(&error) {
+                        self.counts.disk_full += 1;
+                        self.crash(number);
+                        return self.later(500 * MS, Todo::Start { machine: number });
+                    }
                     self.watch.violation(format!("{member} cannot cut its log: {error}"));
                 }
             }
@@ -199,6 +227,12 @@ impl World {
         process.syncing = process.writes.drain(..).collect();
         for (_, writes) in &process.syncing {
             if let Err(error) = process.wal.append(writes) {
+                if error_is_full(&error) {
+                    // Pitfall P19 again: the process ends, and comes back when there is space.
+                    self.counts.disk_full += 1;
+                    self.crash(number);
+                    return self.later(500 * MS, Todo::Start { machine: number });
+                }
                 return self
                     .watch
                     .violation(format!("{} cannot append to its log: {error}", machine.member));
@@ -207,6 +241,11 @@ impl World {
         let mut wait = machine
             .rng
             .between(self.conditions.sync_time.0, self.conditions.sync_time.1);
+        let (slow_until, slow) = machine.slow;
+        if slow_until > self.now {
+            self.counts.slow_syncs += 1;
+            wait = slow;
+        }
         if early {
             let token = process.syncing.last().expect("invariant: there are writes").0;
             self.later(

@@ -2,7 +2,7 @@
 
 use super::conditions::Conditions;
 use crate::rng::Rng;
-use althing_raft::entry::{Entry, SnapshotMeta};
+use althing_raft::entry::{Entry, HardState, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now};
 use althing_raft::io::{Config, RequestId, Start};
 use althing_shard::envelope::BootNonce;
@@ -10,9 +10,10 @@ use althing_shard::{GroupStart, Host, HostConfig, Item, WriteToken};
 use althing_store::snapshot::Import;
 use althing_store::{MemStore, Mvcc};
 use althing_wal::sim_disk::SimDisk;
-use althing_wal::{GroupWrite, Options, Wal};
+use althing_wal::{GroupWrite, Options, Wal, WalError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
+use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -34,6 +35,10 @@ pub(crate) struct Machine {
     pub(crate) boot: u64,
     /// Whether the cluster should have this machine's member.
     pub(crate) wanted: bool,
+    /// Until then, every sync takes so long.
+    pub(crate) slow: (u64, u64),
+    /// A durable bit of its log has flipped.
+    pub(crate) damaged: bool,
     /// Switched off for good, until it gets a new volume.
     pub(crate) gone: bool,
     pub(crate) rng: Rng,
@@ -112,31 +117,57 @@ impl Process {
 /// What a process found when it started.
 pub(crate) struct Found {
     pub(crate) process: Process,
+    pub(crate) hard_state: HardState,
     pub(crate) log_start: LogPosition,
     pub(crate) entries: Vec<Entry>,
 }
 
-/// Starts a process on what its disks hold. Fails if the log cannot be read back, which is a violation.
+/// Why a process did not start.
+pub(crate) enum NoStart {
+    /// The log says that durable bytes are damaged.
+    Damaged(String),
+    /// There is no space for a new segment.
+    DiskFull,
+    /// Anything else is a violation.
+    Broken(String),
+}
+
+impl From<WalError> for NoStart {
+    fn from(error: WalError) -> Self {
+        match error {
+            WalError::Corrupt { .. } | WalError::Version { .. } => Self::Damaged(error.to_string()),
+            WalError::Io { ref source, .. } if source.kind() == ErrorKind::StorageFull => Self::DiskFull,
+            WalError::Io { .. }
+            | WalError::Locked { .. }
+            | WalError::Failed { .. }
+            | WalError::Misuse { .. }
+            | WalError::TooLarge { .. }
+            | WalError::SegmentSize { .. } => Self::Broken(format!("the log cannot be opened: {error}")),
+        }
+    }
+}
+
+/// Starts a process on what its disks hold.
 pub(crate) fn start(
     machine: &mut Machine,
     conditions: &Conditions,
     now: u64,
     forget_vote: bool,
-) -> Result<Found, String> {
+) -> Result<Found, NoStart> {
     let nonce = BootNonce(machine.rng.next_u64() >> 2);
     let options = Options {
         segment_bytes: conditions.segment_bytes,
     };
     let opened = Wal::open(Arc::new(machine.disk.clone()), Path::new("/wal"), options);
-    let (mut wal, mut recovered) = opened.map_err(|error| format!("the log cannot be read back: {error}"))?;
+    let (mut wal, mut recovered) = opened?;
     let store = machine.checkpoint.fork();
-    let mvcc = Mvcc::open(store.clone(), GROUP).map_err(|error| format!("the state cannot be read back: {error}"))?;
+    let mvcc = Mvcc::open(store.clone(), GROUP)
+        .map_err(|error| NoStart::Broken(format!("the state cannot be read back: {error}")))?;
     let applied = mvcc.applied();
     let mut log = recovered.groups.remove(&GROUP).unwrap_or_default();
     let fits = log.entries.iter().any(|entry| entry.position() == applied.position);
     if machine.rng.chance(conditions.compact_at_boot) && fits {
-        let cut = wal.compact(GROUP, applied.position).and_then(|()| wal.sync());
-        cut.map_err(|error| format!("the log cannot be cut at boot: {error}"))?;
+        wal.compact(GROUP, applied.position).and_then(|()| wal.sync())?;
         log.entries.retain(|entry| entry.index > applied.position.index);
         log.log_start = applied.position;
     }
@@ -149,6 +180,7 @@ pub(crate) fn start(
         me: machine.member,
         nonce,
         heartbeat_interval: conditions.heartbeat_interval,
+        cut: conditions.cut(),
     });
     let config = Config {
         group: GROUP,
@@ -186,6 +218,7 @@ pub(crate) fn start(
     };
     Ok(Found {
         process,
+        hard_state: log.hard_state,
         log_start: log.log_start,
         entries,
     })
@@ -193,7 +226,7 @@ pub(crate) fn start(
 
 /// Writes the log that the first members are born with: their configuration, one step an entry, as
 /// [`Start::birth`] does for a single one.
-pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId]) -> Vec<Entry> {
+pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId]) -> (HardState, Vec<Entry>) {
     let mut log = Start::default();
     for &member in members {
         let born = Start::birth(member, Bytes::from_static(b"somewhere:2380"));
@@ -218,7 +251,7 @@ pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId
     wal.append(&[write])
         .and_then(|()| wal.sync())
         .expect("invariant: the disk is well");
-    log.entries
+    (log.hard_state, log.entries)
 }
 
 /// A whole snapshot on its way.

@@ -12,6 +12,7 @@ mod calm;
 mod clients;
 mod conditions;
 mod counts;
+mod decision;
 mod effects;
 mod links;
 mod machine;
@@ -22,6 +23,7 @@ mod trace;
 mod watch;
 
 pub use counts::Counts;
+pub use decision::Case;
 
 use crate::history::{History, Outcome, Seen};
 use crate::mutant::{Mutant, Sabotage};
@@ -37,14 +39,30 @@ use althing_wal::sim_disk::SimDisk;
 use bytes::Bytes;
 use clients::{Clients, Current};
 use conditions::{Churn, Conditions, MACHINES_MAX, MS, REST_PER_MILLE};
+use decision::{Decision, Fault, Planned};
 use machine::{Clock, GROUP, Machine, Parcel, Waiter};
 use net::Network;
+use std::cell::RefCell;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use trace::Trace;
 use watch::Watch;
 
 /// From a client to its machine.
 const CLIENT_DELAY: u64 = MS / 20;
+/// When a client that finds nobody looks again.
+const RETRY: u64 = 100 * MS;
+
+/// What was decided so far.
+#[derive(Debug, Default)]
+pub(crate) struct Record {
+    pub(crate) conditions: Option<Conditions>,
+    pub(crate) faults: Vec<Decision>,
+    pub(crate) operations: Vec<Planned>,
+    /// How far the world has come.
+    pub(crate) now: u64,
+}
+
 /// Something that will happen.
 enum Todo {
     /// A host's deadline.
@@ -88,8 +106,21 @@ enum Todo {
         client: usize,
         call: crate::history::CallId,
     },
-    /// Bad luck.
+    /// Bad luck is drawn.
     Fault,
+    /// Bad luck that is already known.
+    Strike(Fault),
+    /// A storm of restarts goes on.
+    Storm { machine: usize, times: u64, every_ns: u64 },
+    /// A flapping link turns.
+    Flap {
+        one: usize,
+        other: usize,
+        times: u64,
+        every_ns: u64,
+    },
+    /// A full disk has space again.
+    DiskFreed { machine: usize },
     /// Whoever runs the cluster looks at it.
     Operate,
     /// Chaos ends.
@@ -119,7 +150,12 @@ pub(crate) struct World {
     machines: Vec<Machine>,
     net: Network,
     clients: Clients,
+    /// The dice of bad luck.
     rng: Rng,
+    /// The dice of whoever runs the cluster.
+    operator: Rng,
+    /// What was decided, also for whoever looks after a panic.
+    record: Rc<RefCell<Record>>,
     watch: Watch,
     trace: Trace,
     counts: Counts,
@@ -129,10 +165,43 @@ pub(crate) struct World {
 }
 
 impl World {
-    pub(crate) fn new(run: Run) -> Self {
-        let seed = run.seed;
+    /// A world whose luck is drawn from the seed.
+    pub(crate) fn drawn(run: Run, record: Rc<RefCell<Record>>) -> Self {
         let chaos_time = run.seconds.map(|seconds| u64::from(seconds) * 1000 * MS);
-        let conditions = Conditions::draw(run.profile, seed, chaos_time);
+        let conditions = Conditions::draw(run.profile, run.seed, chaos_time);
+        record.borrow_mut().conditions = Some(conditions.without_dice());
+        let mut world = Self::new(run.seed, conditions, run.mutant, run.trace, record);
+        world.genesis();
+        world.later(world.conditions.fault_every, Todo::Fault);
+        for client in 0..world.clients.all.len() {
+            let think = world.clients.all[client].rng.below(world.conditions.think_max);
+            world.later(think, Todo::Client { client });
+        }
+        world
+    }
+
+    /// A world in which everything that was decided in another one happens again.
+    pub(crate) fn repeated(case: &Case, mutant: Option<Mutant>, print: bool, record: Rc<RefCell<Record>>) -> Self {
+        record.borrow_mut().conditions = Some(case.conditions.clone());
+        let mut world = Self::new(case.seed, case.conditions.clone(), mutant, print, record);
+        world.genesis();
+        for decision in &case.faults {
+            world.later(decision.at_ns, Todo::Strike(decision.fault.clone()));
+        }
+        world.clients.plan(&case.operations);
+        for client in 0..world.clients.all.len() {
+            world.plan_next(client);
+        }
+        world
+    }
+
+    fn new(
+        seed: u64,
+        conditions: Conditions,
+        mutant: Option<Mutant>,
+        print: bool,
+        record: Rc<RefCell<Record>>,
+    ) -> Self {
         let mut ids = Rng::split(seed, "ids", 0);
         let machines = (0..MACHINES_MAX)
             .map(|number| {
@@ -147,6 +216,8 @@ impl World {
                     },
                     process: None,
                     paused_until: 0,
+                    slow: (0, 0),
+                    damaged: false,
                     boot: 0,
                     wanted: number < conditions.members,
                     gone: number >= conditions.members,
@@ -154,14 +225,16 @@ impl World {
                 }
             })
             .collect();
-        let mut world = Self {
+        Self {
             net: Network::new(seed, &conditions),
             clients: Clients::new(seed, &conditions),
             rng: Rng::split(seed, "nemesis", 0),
+            operator: Rng::split(seed, "operator", 0),
+            record,
             watch: Watch::new(conditions.churn == Churn::Wipe),
-            trace: Trace::new(run.trace),
+            trace: Trace::new(print),
             conditions,
-            mutant: run.mutant,
+            mutant,
             now: 0,
             sequence: 0,
             queue: BTreeMap::new(),
@@ -170,9 +243,7 @@ impl World {
             calm_at: None,
             done: false,
             final_state: BTreeMap::new(),
-        };
-        world.genesis();
-        world
+        }
     }
 
     fn genesis(&mut self) {
@@ -183,8 +254,9 @@ impl World {
         };
         let members: Vec<MemberId> = self.machines[..first].iter().map(|machine| machine.member).collect();
         for machine in &self.machines[..first] {
-            let entries = machine::birth(&machine.disk, &self.conditions, &members);
-            self.watch.booted(machine.member, LogPosition::default(), &entries);
+            let (hard_state, entries) = machine::birth(&machine.disk, &self.conditions, &members);
+            self.watch
+                .booted(machine.member, hard_state, LogPosition::default(), &entries);
         }
         self.watch.born(ConfigState {
             voters: members.into_iter().collect(),
@@ -193,11 +265,6 @@ impl World {
         for machine in 0..self.conditions.members {
             self.later(0, Todo::Start { machine });
         }
-        for client in 0..self.clients.all.len() {
-            let think = self.clients.all[client].rng.below(self.conditions.think_max);
-            self.later(think, Todo::Client { client });
-        }
-        self.later(self.conditions.fault_every, Todo::Fault);
         self.later(500 * MS, Todo::Operate);
         self.later(self.conditions.chaos_time, Todo::Calm);
     }
@@ -221,6 +288,7 @@ impl World {
             assert!(at >= self.now, "invariant: time does not go back");
             self.now = at;
             self.counts.events += 1;
+            self.record.borrow_mut().now = at;
             self.take(todo);
         }
         self.counts.elections = self.watch.elections;
@@ -263,6 +331,10 @@ impl World {
             | Todo::Client { .. }
             | Todo::GiveUp { .. }
             | Todo::Fault
+            | Todo::Strike(_)
+            | Todo::Storm { .. }
+            | Todo::Flap { .. }
+            | Todo::DiskFreed { .. }
             | Todo::Operate
             | Todo::Calm
             | Todo::Look => None,
@@ -346,6 +418,19 @@ impl World {
                 }
             }
             Todo::Fault => self.fault(),
+            Todo::Strike(fault) => self.strike(fault),
+            Todo::Storm {
+                machine,
+                times,
+                every_ns,
+            } => self.storm(machine, times, every_ns),
+            Todo::Flap {
+                one,
+                other,
+                times,
+                every_ns,
+            } => self.flap(one, other, times, every_ns),
+            Todo::DiskFreed { machine } => self.machines[machine].disk.fill(false),
             Todo::Operate => self.operate(),
             Todo::Calm => self.calm(),
             Todo::Look => self.look(),
@@ -386,14 +471,31 @@ impl World {
             .filter(|&machine| self.machines[machine].process.is_some())
             .collect();
         let state = &mut self.clients.all[client];
-        if !running.contains(&state.machine) || !state.rng.chance(self.conditions.sticky) {
-            match state.rng.pick(&running) {
-                Some(machine) => state.machine = *machine,
-                None => return self.later(100 * MS, Todo::Client { client }),
+        let (machine, op) = match state.planned.front() {
+            Some(_) if running.is_empty() => return self.later(RETRY, Todo::Client { client }),
+            Some(_) => {
+                let planned = state.planned.pop_front().expect("invariant: just looked at");
+                state.left -= 1;
+                // The run may have gone another way: whoever is there will do.
+                let there = running.iter().find(|machine| **machine >= planned.machine);
+                (*there.unwrap_or(&running[0]), planned.op)
             }
-        }
-        let machine = state.machine;
-        let op = self.clients.next_op(client);
+            None => {
+                if !running.contains(&state.machine) || !state.rng.chance(self.conditions.sticky) {
+                    match state.rng.pick(&running) {
+                        Some(machine) => state.machine = *machine,
+                        None => return self.later(RETRY, Todo::Client { client }),
+                    }
+                }
+                (state.machine, self.clients.next_op(client))
+            }
+        };
+        self.record.borrow_mut().operations.push(Planned {
+            at_ns: self.now,
+            client,
+            machine,
+            op: op.clone(),
+        });
         let call = self.clients.begin(client, op.clone(), self.now);
         let patience = self.conditions.patience;
         let deadline = Now(self.machines[machine].clock.local(self.now).0 + patience);
@@ -465,7 +567,9 @@ impl World {
         self.trace
             .note(self.now, client as u64, what, &[], || format!("{outcome:?}"));
         self.clients.end(client, outcome, self.now);
-        if self.clients.all[client].left > 0 {
+        if !self.clients.all[client].planned.is_empty() {
+            self.plan_next(client);
+        } else if self.clients.all[client].left > 0 {
             // Calm is for finishing, not for thinking.
             let rng = &mut self.clients.all[client].rng;
             let longest = if self.calm_at.is_some() {
@@ -477,6 +581,14 @@ impl World {
             };
             let think = rng.below(longest);
             self.later(think, Todo::Client { client });
+        }
+    }
+
+    /// A client of a repeated run waits for its next operation's time.
+    fn plan_next(&mut self, client: usize) {
+        if let Some(planned) = self.clients.all[client].planned.front() {
+            let wait = planned.at_ns.saturating_sub(self.now);
+            self.later(wait, Todo::Client { client });
         }
     }
 

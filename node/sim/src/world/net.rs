@@ -59,6 +59,11 @@ impl Network {
         self.blocked[from][to] = true;
     }
 
+    /// That direction works again.
+    pub(crate) fn mend(&mut self, from: usize, to: usize) {
+        self.blocked[from][to] = false;
+    }
+
     /// Cuts both directions between the machines in `side` (a bit each) and the others.
     pub(crate) fn split(&mut self, side: u64) {
         for from in 0..MACHINES_MAX {

@@ -35,7 +35,7 @@ impl World {
         let leaders: Vec<usize> = (0..self.machines.len())
             .filter(|&number| self.believes_to_lead(number))
             .collect();
-        let Some(&leader) = self.rng.pick(&leaders) else {
+        let Some(&leader) = self.operator.pick(&leaders) else {
             return;
         };
         let Some(config) = self.config_at(leader) else {
@@ -49,7 +49,7 @@ impl World {
             .map(|machine| machine.member)
             .collect();
         let planned = if self.conditions.churn == Churn::Joint {
-            let demote = self.rng.chance(DEMOTE);
+            let demote = self.operator.chance(DEMOTE);
             plan_jointly(&config, &wanted, me, demote)
         } else {
             plan(&config, &wanted, me)

@@ -4,8 +4,9 @@
 //! from outside, by what they write, send and apply, so production code needs no hooks.
 
 use crate::rng::mix;
-use althing_raft::entry::{ConfigState, Entry, Payload};
+use althing_raft::entry::{ConfigState, ConfigStep, Entry, HardState, Payload};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
+use althing_raft::io::Soft;
 use althing_raft::message::{Body, Message};
 use althing_shard::{Item, Work};
 use althing_wal::GroupWrite;
@@ -66,6 +67,10 @@ pub(crate) struct Watch {
     /// Each entry ever written: its content and the term before it.
     entries: BTreeMap<(Index, Term), (u64, Term)>,
     logs: BTreeMap<MemberId, Mirror>,
+    /// Term and vote that each member has durably.
+    states: BTreeMap<MemberId, (Term, Option<MemberId>)>,
+    /// Every configuration change ever written.
+    changes: BTreeSet<(Index, Term)>,
     durable: BTreeMap<MemberId, Mirror>,
     committed: BTreeMap<Index, Committed>,
     configs: BTreeMap<Index, ConfigState>,
@@ -114,8 +119,12 @@ impl Watch {
         self.configs.insert(config.index, config);
     }
 
-    /// A member starts with this log, all of it durable.
-    pub(crate) fn booted(&mut self, member: MemberId, start: LogPosition, entries: &[Entry]) {
+    /// A member starts with this log, all of it durable. Checks that nothing durable was lost, and that nothing else was made up
+    /// of it.
+    pub(crate) fn booted(&mut self, member: MemberId, state: HardState, start: LogPosition, entries: &[Entry]) {
+        self.compare_with_durable(member, state, start, entries);
+        self.states.insert(member, (state.term, state.vote));
+        self.changes.extend(entries.iter().filter_map(change_at));
         let terms = entries.iter().map(|entry| (entry.index, entry.term)).collect();
         let mirror = Mirror { start, terms };
         self.logs.insert(member, mirror.clone());
@@ -123,26 +132,124 @@ impl Watch {
         self.commits.remove(&member);
     }
 
+    fn compare_with_durable(&mut self, member: MemberId, state: HardState, start: LogPosition, entries: &[Entry]) {
+        let (term, vote) = self.states.get(&member).copied().unwrap_or_default();
+        if state.term < term || (state.term == term && vote.is_some() && state.vote != vote) {
+            self.violation(format!(
+                "{member} starts in term {} with vote {:?}, and had made term {term} with vote {vote:?} durable",
+                state.term, state.vote
+            ));
+        }
+        for entry in entries {
+            let known = self.entries.get(&(entry.index, entry.term));
+            if known.is_some_and(|(content, _)| *content != content_hash(&entry.payload)) {
+                self.violation(format!(
+                    "{member} reads entry {} of term {} back with another content",
+                    entry.index, entry.term
+                ));
+            }
+        }
+        let (Some(durable), Some(written)) = (self.durable.get(&member), self.logs.get(&member)) else {
+            return;
+        };
+        let recovered = |index: Index| {
+            let first = entries.first().map_or(Index::ZERO, |entry| entry.index);
+            let at = index.0.checked_sub(first.0).and_then(|at| usize::try_from(at).ok());
+            at.and_then(|at| entries.get(at)).map(|entry| entry.term)
+        };
+        // A tail that was replaced since may be lost or kept: its replacement was not durable yet.
+        let lost = durable
+            .terms
+            .range(start.index.next()..)
+            .take_while(|(index, term)| written.terms.get(index) == Some(term))
+            .find(|(index, term)| recovered(**index) != Some(**term));
+        if let Some((index, term)) = lost {
+            let text = format!("{member} starts without entry {index} of term {term}, which was durable");
+            self.violation(text);
+        }
+    }
+
     /// A member's disk is gone for good.
     pub(crate) fn wiped(&mut self, member: MemberId) {
         self.logs.remove(&member);
         self.durable.remove(&member);
         self.held.remove(&member);
+        self.states.remove(&member);
     }
 
-    /// A member acts on the configuration of this entry. No crash may take it back to an older one: it could
-    /// count votes of members that have been switched off since.
-    pub(crate) fn holds(&mut self, member: MemberId, config: Index) {
-        let before = self.held.insert(member, config).unwrap_or_default();
-        if config < before {
+    /// A member acts on a configuration, and its state machine has applied so much. No crash may take it back to an older
+    /// configuration: it could count votes of members that have been switched off since. And it may not miss one (pitfall P13).
+    pub(crate) fn holds(&mut self, member: MemberId, config: &ConfigState, applied: Index) {
+        let index = config.index;
+        let before = self.held.insert(member, index).unwrap_or_default();
+        if index < before {
             self.violation(format!(
-                "{member} goes back from the configuration of entry {before} to that of {config}"
+                "{member} goes back from the configuration of entry {before} to that of {index}"
             ));
+        }
+        let newest = self.configs.range(..=applied).next_back().map(|(&index, _)| index);
+        if newest.is_some_and(|newest| newest > index) {
+            self.violation(format!(
+                "{member} has applied entry {applied} and acts on the configuration of entry {index}, which is older"
+            ));
+        }
+        let known = self.configs.get(&index).filter(|_| index > Index::ZERO);
+        if known.is_some_and(|known| known != config) {
+            self.violation(format!(
+                "{member} makes {config:?} of entry {index}, others make {known:?}"
+            ));
+        }
+    }
+
+    /// A leader writes configuration changes: one at a time (pitfall P8), none before it has committed in its term, and no
+    /// vote for a learner that has nothing.
+    pub(crate) fn changes(&mut self, leader: MemberId, soft: &Soft, write: &GroupWrite) {
+        let mirror = self.logs.entry(leader).or_default().clone();
+        for entry in write.entries.iter().filter(|entry| entry.term == soft.term) {
+            let Payload::Config(change) = &entry.payload else {
+                continue;
+            };
+            let commit = self.leading.get(&leader).map_or(Index::ZERO, |(_, commit)| *commit);
+            let in_term = mirror
+                .terms
+                .iter()
+                .any(|(&index, &term)| term == soft.term && index <= commit);
+            if !in_term {
+                self.violation(format!(
+                    "{leader} changes its configuration before it has committed anything in term {}",
+                    soft.term
+                ));
+            }
+            let under_way = self
+                .changes
+                .range((soft.config.index.next(), Term::ZERO)..(entry.index, Term::ZERO))
+                .find(|(index, term)| mirror.term_at(*index) == Some(*term));
+            if let Some((other, _)) = under_way.copied() {
+                self.violation(format!(
+                    "{leader} changes its configuration by entry {} while the change of entry {other} is under way",
+                    entry.index
+                ));
+            }
+            if let ConfigStep::Promote(member) = change.step
+                && self.durable.get(&member).map(Mirror::last).unwrap_or_default() == LogPosition::default()
+            {
+                self.violation(format!("{leader} promotes {member}, which has nothing"));
+            }
         }
     }
 
     /// A member wants this written. Checks Log Matching and that nothing committed is cut off (pitfall P17).
     pub(crate) fn wrote(&mut self, member: MemberId, write: &GroupWrite) {
+        self.changes.extend(write.entries.iter().filter_map(change_at));
+        let mirror = self.logs.entry(member).or_default();
+        let lost = write.reset_to.and_then(|position| {
+            let mut behind = mirror.terms.range(position.index.next()..);
+            behind.find(|(index, term)| self.committed.get(index).is_some_and(|known| known.term == **term))
+        });
+        if let Some((index, term)) = lost {
+            let text = format!("{member} resets its log and loses entry {index} of term {term}, which is committed");
+            self.violation(text);
+        }
         let mirror = self.logs.entry(member).or_default();
         if let Some(first) = write.entries.first() {
             let cut: Vec<(Index, Term)> = mirror
@@ -194,6 +301,9 @@ impl Watch {
     /// The same is durable now.
     pub(crate) fn synced(&mut self, member: MemberId, write: &GroupWrite) {
         self.durable.entry(member).or_default().write(write);
+        if let Some(state) = write.hard_state {
+            self.states.insert(member, (state.term, state.vote));
+        }
     }
 
     /// A member says something. Checks that promises are durable (pitfall P7) and votes given once a term.
@@ -227,6 +337,12 @@ impl Watch {
     }
 
     fn voted(&mut self, voter: MemberId, term: Term, candidate: MemberId) {
+        let durable = self.states.get(&voter).copied().unwrap_or_default();
+        if durable != (term, Some(candidate)) {
+            self.violation(format!(
+                "{voter} votes for {candidate} in term {term} and has {durable:?} durably"
+            ));
+        }
         let first = *self.votes.entry((voter, term)).or_insert(candidate);
         if first != candidate {
             self.violation(format!("{voter} votes for {first} and for {candidate} in term {term}"));
@@ -239,6 +355,10 @@ impl Watch {
             self.elections += 1;
             member
         });
+        let durable = self.states.get(&member).copied().unwrap_or_default();
+        if durable != (term, Some(member)) {
+            self.violation(format!("{member} leads term {term} and has {durable:?} durably"));
+        }
         if first != member {
             self.violation(format!("election safety: {first} and {member} both lead term {term}"));
         }
@@ -357,6 +477,10 @@ impl Watch {
             .map(|(&index, _)| index)
             .unwrap_or_default()
     }
+}
+
+fn change_at(entry: &Entry) -> Option<(Index, Term)> {
+    matches!(entry.payload, Payload::Config(_)).then_some((entry.index, entry.term))
 }
 
 fn text_hash(text: &str) -> u64 {

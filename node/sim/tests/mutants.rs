@@ -1,0 +1,57 @@
+//! Proof that the simulator finds bugs: every rule that can be broken is broken, and must be noticed.
+
+use althing_sim::rng::mix;
+use althing_sim::{Mutant, Profile, Run, repeat, run, shrink};
+
+/// Where the seeds come from.
+const BASE: u64 = 0x0a17_4149;
+/// Seeds within which every mutant must be noticed.
+const SEEDS: u64 = 400;
+
+fn seeds() -> impl Iterator<Item = u64> {
+    (0..SEEDS).map(|number| mix(BASE.wrapping_add(mix(number))))
+}
+
+#[test]
+fn every_broken_rule_is_noticed() {
+    let mut survivors = Vec::new();
+    for mutant in Mutant::all() {
+        let found = seeds().zip(1..).find_map(|(seed, count)| {
+            let report = run(Run {
+                mutant: Some(mutant),
+                ..Run::of(Profile::Swarm, seed)
+            });
+            let violation = report.violations.first()?.lines().next()?.to_owned();
+            Some((count, violation))
+        });
+        match found {
+            Some((count, violation)) => println!("{mutant:<28} {count:>4} seeds  {violation}"),
+            None => survivors.push(mutant.to_string()),
+        }
+    }
+    assert!(survivors.is_empty(), "{SEEDS} seeds did not notice {survivors:?}");
+}
+
+#[test]
+fn a_failing_run_shrinks_to_a_handful_of_decisions() {
+    let mutant: Mutant = "forgetful-change".parse().expect("there is one of this name");
+    let failing = seeds().find_map(|seed| {
+        let report = run(Run {
+            mutant: Some(mutant),
+            ..Run::of(Profile::Swarm, seed)
+        });
+        report.case.filter(|_| !report.violations.is_empty())
+    });
+    let case = failing.expect("some seed notices it");
+    let small = shrink(&case, Some(mutant), 600);
+    println!(
+        "{} faults and {} operations became {} and {}",
+        case.faults(),
+        case.operations(),
+        small.faults(),
+        small.operations()
+    );
+    assert!(!repeat(&small, Some(mutant), false).violations.is_empty());
+    assert!(repeat(&small, None, false).violations.is_empty());
+    assert!(small.faults() + small.operations() <= 12, "{}", small.to_json());
+}
