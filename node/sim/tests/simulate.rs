@@ -117,6 +117,34 @@ fn kept_seeds_keep_every_promise() {
 }
 
 #[test]
+fn kept_cases_keep_every_promise() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/regressions");
+    let mut paths: Vec<_> = std::fs::read_dir(folder)
+        .expect("the folder is checked in")
+        .map(|entry| entry.expect("it can be listed").path())
+        .filter(|path| path.extension().is_some_and(|kind| kind == "json"))
+        .collect();
+    paths.sort_unstable();
+    assert!(!paths.is_empty(), "there are kept cases");
+    for path in paths {
+        let name = path.display();
+        let case = Case::from_json(&std::fs::read_to_string(&path).expect("a kept case can be read"))
+            .unwrap_or_else(|error| panic!("{name}: {error}"));
+        let report = repeat(&case, None, false);
+        assert!(report.violations.is_empty(), "{name}: {:?}", report.violations);
+        if let Some(mutant) = &case.mutant {
+            let mutant = mutant.parse().unwrap_or_else(|error| panic!("{name}: {error}"));
+            let report = repeat(&case, Some(mutant), false);
+            // No promise for ever: a core that sends other messages may take the same decisions elsewhere.
+            match report.violations.first() {
+                Some(violation) => println!("{name}: with {mutant}: {violation}"),
+                None => println!("{name}: the same decisions no longer show {mutant}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn the_same_seed_gives_the_same_run_and_so_do_its_decisions() {
     for profile in Profile::ALL {
         for seed in seeds(BASE ^ 1, 8) {

@@ -13,6 +13,8 @@ use std::collections::BTreeSet;
 const CALM_ELECTION_TIMEOUTS: u64 = 60;
 /// And in any case this long, for clients with much work left and slow disks.
 const CALM_MIN: u64 = 120_000 * MS;
+/// Operations that a client may still do then: on the slowest machines one takes seconds.
+const CALM_OPERATIONS: u32 = 20;
 /// How often a calm world is looked at.
 const CALM_LOOK: u64 = 200 * MS;
 
@@ -22,9 +24,11 @@ impl World {
         self.trace.note(self.now, 0, "calm", &[], String::new);
         self.calm_at = Some(self.now);
         self.net.calm();
+        self.clients.finish_soon(CALM_OPERATIONS);
         for machine in 0..self.machines.len() {
             self.machines[machine].paused_until = 0;
             self.machines[machine].slow = (0, 0);
+            self.machines[machine].dies_at_install = None;
             self.machines[machine].disk.fill(false);
             self.start(machine);
         }

@@ -4,8 +4,9 @@ use super::conditions::Conditions;
 use super::decision::Planned;
 use crate::history::{CallId, ClientId, Expect, Op, Outcome, Recorder, Reply, Seen};
 use crate::rng::Rng;
+use althing_raft::ids::Index;
 use althing_raft::io::RequestId;
-use althing_shard::{Done, Refusal};
+use althing_shard::Refusal;
 use althing_store::CommandResult;
 use althing_store::ops::{
     Command, Compare, CompareOp, CompareTarget, Delete, KeyRange, KeyValue, Op as StoreOp, OpResult, Put, Range,
@@ -22,6 +23,8 @@ pub(crate) struct Current {
     pub(crate) machine: usize,
     pub(crate) boot: u64,
     pub(crate) request: RequestId,
+    /// The last entry that anybody had seen committed when it began.
+    pub(crate) committed: Index,
 }
 
 /// One client.
@@ -80,6 +83,14 @@ impl Clients {
                 client.planned.push_back(operation.clone());
                 client.left += 1;
             }
+        }
+    }
+
+    /// No client does more than so many operations from now on.
+    pub(crate) fn finish_soon(&mut self, operations: u32) {
+        for client in &mut self.all {
+            client.left = client.left.min(operations);
+            client.planned.truncate(client.left as usize);
         }
     }
 
@@ -262,13 +273,5 @@ pub(crate) fn refusal_outcome(op: &Op, refusal: Refusal) -> Outcome {
         | Refusal::Learner
         | Refusal::NotMember
         | Refusal::NoGroup => Outcome::Failed { error },
-    }
-}
-
-/// Whether a good answer is the one that a read waits for.
-pub(crate) fn is_read(done: &Done) -> bool {
-    match done {
-        Done::Read { .. } => true,
-        Done::Configured { .. } | Done::Transferred { .. } => false,
     }
 }

@@ -65,6 +65,8 @@ pub(crate) struct Conditions {
     pub(crate) sync_time: (u64, u64),
     pub(crate) apply_time: (u64, u64),
     pub(crate) checkpoint_every: u64,
+    /// Longest time until a checkpoint is durable.
+    pub(crate) checkpoint_time: u64,
     pub(crate) compact_at_boot: u64,
     pub(crate) clock_drift_ppm: u64,
 
@@ -80,6 +82,7 @@ pub(crate) struct Conditions {
 pub(crate) struct Weights {
     pub(crate) crash: u64,
     pub(crate) crash_all: u64,
+    pub(crate) install_crash: u64,
     pub(crate) storm: u64,
     pub(crate) pause: u64,
     pub(crate) split: u64,
@@ -105,6 +108,7 @@ impl Weights {
     const NONE: Self = Self {
         crash: 0,
         crash_all: 0,
+        install_crash: 0,
         storm: 0,
         pause: 0,
         split: 0,
@@ -160,7 +164,7 @@ impl Conditions {
                 Churn::Wipe => Churn::Scale,
                 Churn::Fixed | Churn::Scale | Churn::Joint => self.churn,
             },
-            operations: 4 * self.operations,
+            operations: 2 * self.operations,
             // Nobody loses patience while nothing fails.
             patience: self.patience.max(2000 * MS),
             net_delay: (MS / 10, 2 * MS),
@@ -208,7 +212,7 @@ impl Conditions {
             append_bytes_max: usize::try_from(rng.between(64, 4096)).expect("invariant: small"),
             inflight_appends_max: usize::try_from(rng.between(1, 8)).expect("invariant: small"),
             inflight_bytes_max: usize::try_from(rng.between(64, 16_384)).expect("invariant: small"),
-            uncommitted_bytes_max: usize::try_from(rng.between(512, 65_536)).expect("invariant: small"),
+            uncommitted_bytes_max: usize::try_from(rng.between(150, 4096)).expect("invariant: small"),
             segment_bytes: 8 * rng.between(512, 4096),
             tail_entries: rng.below(60),
             step_entries: rng.between(1, 30),
@@ -216,8 +220,9 @@ impl Conditions {
 
             clients: u32::try_from(rng.between(2, 6)).expect("invariant: small"),
             keys: rng.between(1, 4),
-            operations: u32::try_from(rng.between(20, 80)).expect("invariant: small"),
-            think_max: rng.between(1, 400) * MS,
+            operations: u32::try_from(rng.between(40, 160)).expect("invariant: small"),
+            // Often short: a stale read needs a write elsewhere a moment before.
+            think_max: rng.pick(&[2, 10, 50, 400]).expect("invariant: not empty") * MS,
             rest_max: 0,
             patience: rng.between(200, 4000) * MS,
             sticky: rng.below(1000),
@@ -241,6 +246,7 @@ impl Conditions {
                 (MS / 100, MS)
             },
             checkpoint_every: rng.between(100, 5000) * MS,
+            checkpoint_time: rng.between(1, 1500) * MS,
             compact_at_boot: rng.below(1000),
             clock_drift_ppm: maybe(rng, 500, 1, 20_000),
 
@@ -249,6 +255,7 @@ impl Conditions {
             faults: Weights {
                 crash: rng.between(1, 10),
                 crash_all: maybe(rng, 300, 1, 3),
+                install_crash: maybe(rng, 300, 1, 8),
                 storm: maybe(rng, 300, 1, 5),
                 pause: maybe(rng, 500, 1, 8),
                 split: maybe(rng, 600, 1, 8),

@@ -11,6 +11,8 @@ use serde::{Deserialize, Serialize};
 pub(crate) enum Fault {
     /// A process dies and comes back.
     Crash { machine: usize, down_ns: u64 },
+    /// It dies right after the next installation of a snapshot.
+    CrashAtInstall { machine: usize, down_ns: u64 },
     /// It dies again and again, soon after each start.
     Storm { machine: usize, times: u64, every_ns: u64 },
     /// A machine stops for a while (a virtual machine that migrates, a process that swaps).

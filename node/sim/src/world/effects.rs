@@ -11,7 +11,7 @@ use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::LogPosition;
 use althing_raft::io::{RequestId, Role, View};
 use althing_shard::{Done, Effect, Event, Item, Refusal, Work};
-use althing_store::{ApplyItem, CommandResult};
+use althing_store::{ApplyItem, CommandResult, MemStore};
 use althing_wal::WalError;
 use std::io::ErrorKind;
 
@@ -72,6 +72,7 @@ impl World {
         // The engine keeps at least what was checkpointed, and at most everything.
         if machine.rng.chance(500) {
             machine.checkpoint = process.store.fork();
+            machine.checkpoint_at = process.mvcc.applied().position.index;
         }
         drop(process);
         machine.disk.crash();
@@ -323,8 +324,15 @@ impl World {
             Some(Job::Apply(items)) => self.apply(number, &items),
             Some(Job::Install(meta)) => self.install(number, meta),
         };
+        let installed = matches!(event, Some(Event::Installed { .. }));
         if let Some(event) = event {
             self.poll(number, vec![event]);
+        }
+        if installed && let Some(down) = self.machines[number].dies_at_install.take() {
+            // The state machine has the snapshot, and the log does not know it yet (pitfall P15).
+            self.counts.install_crashes += 1;
+            self.crash(number);
+            return self.later(down, Todo::Start { machine: number });
         }
         self.work(number);
     }
@@ -400,6 +408,7 @@ impl World {
             Ok(found) if found == meta => {
                 // An installation is durable, as the store's contract says.
                 machine.checkpoint = process.store.fork();
+                machine.checkpoint_at = meta.position.index;
                 self.counts.installs += 1;
                 self.trace
                     .note(self.now, number as u64, "installed", &[meta.position.index.0], || {
@@ -433,16 +442,29 @@ impl World {
         };
         match process.mvcc.checkpoint() {
             Ok(meta) => {
-                machine.checkpoint = process.store.fork();
-                self.poll(
-                    number,
-                    vec![Event::Checkpointed {
-                        group: GROUP,
+                let store = process.store.fork();
+                let wait = machine.rng.below(self.conditions.checkpoint_time);
+                self.later(
+                    wait,
+                    Todo::Checkpointed {
+                        machine: number,
+                        boot,
+                        store,
                         position: meta.position,
-                    }],
+                    },
                 );
             }
             Err(error) => self.watch.violation(format!("{member} cannot checkpoint: {error}")),
+        }
+    }
+
+    /// A checkpoint is durable; meanwhile the state machine has gone on, and may even have installed a snapshot.
+    pub(super) fn checkpointed(&mut self, number: usize, store: MemStore, position: LogPosition) {
+        let machine = &mut self.machines[number];
+        if position.index >= machine.checkpoint_at {
+            machine.checkpoint = store;
+            machine.checkpoint_at = position.index;
+            self.poll(number, vec![Event::Checkpointed { group: GROUP, position }]);
         }
     }
 
@@ -465,13 +487,20 @@ impl World {
             return;
         };
         match result {
-            Ok(done) if clients::is_read(&done) => {
+            Ok(Done::Read { index }) => {
                 let boot = self.machines[number].boot;
                 if (current.machine, current.boot, current.request) == (number, boot, request) {
+                    // Raft thesis, section 6.4: also the first entry of a newer leader counts, which no client sees.
+                    if index < current.committed {
+                        self.watch.violation(format!(
+                            "{} serves a read at entry {index}, which began after entry {} was committed",
+                            self.machines[number].member, current.committed
+                        ));
+                    }
                     self.read(client, number);
                 }
             }
-            Ok(done) => self
+            Ok(done @ (Done::Configured { .. } | Done::Transferred { .. })) => self
                 .watch
                 .violation(format!("a client's request is answered with {done:?}")),
             Err(refusal) => {

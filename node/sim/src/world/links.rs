@@ -112,43 +112,35 @@ impl World {
         );
         let delay = 10 * self.net.draw_delay();
         let lost = target.is_none_or(|target| self.net.send(number, target, true).is_empty());
-        self.later(
-            delay,
-            Todo::Snapshot {
-                from: number,
-                from_boot,
-                to,
-                term,
-                parcel,
-                lost,
-            },
-        );
+        let todo = |parcel, again| Todo::Snapshot {
+            from: number,
+            from_boot,
+            to,
+            term,
+            parcel,
+            lost,
+            again,
+        };
+        // A sender that did not hear of its success sends again, and the receiver may be somewhere else by then.
+        if let Some(after) = self.net.repeats_late() {
+            self.later(delay + after, todo(parcel.clone(), true));
+        }
+        self.later(delay, todo(parcel, false));
     }
 
+    /// Whether the receiver took it.
     pub(super) fn snapshot_arrives(
         &mut self,
         from: usize,
-        from_boot: u64,
         to: MemberId,
         term: Term,
-        parcel: Parcel,
+        parcel: &Parcel,
         lost: bool,
-    ) {
+    ) -> bool {
         let target = self
             .machine_of(to)
             .filter(|&target| !lost && self.net.reaches(from, target));
-        let taken = target.is_some_and(|target| self.take_parcel(target, from, term, &parcel));
-        if self.alive(from, from_boot) {
-            let covered = taken.then_some(parcel.meta.position.index);
-            self.poll(
-                from,
-                vec![Event::SnapshotSent {
-                    group: GROUP,
-                    to,
-                    covered,
-                }],
-            );
-        }
+        target.is_some_and(|target| self.take_parcel(target, from, term, parcel))
     }
 
     fn take_parcel(&mut self, number: usize, from: usize, term: Term, parcel: &Parcel) -> bool {

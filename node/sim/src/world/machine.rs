@@ -27,6 +27,8 @@ pub(crate) struct Machine {
     pub(crate) disk: SimDisk,
     /// The state engine as of its last checkpoint: what a crash leaves at least.
     pub(crate) checkpoint: MemStore,
+    /// What that has applied.
+    pub(crate) checkpoint_at: Index,
     pub(crate) clock: Clock,
     pub(crate) process: Option<Process>,
     /// Stopped until then (a virtual machine that migrates, a process that swaps).
@@ -37,6 +39,8 @@ pub(crate) struct Machine {
     pub(crate) wanted: bool,
     /// Until then, every sync takes so long.
     pub(crate) slow: (u64, u64),
+    /// It dies right after the next installation of a snapshot, for so long.
+    pub(crate) dies_at_install: Option<u64>,
     /// A durable bit of its log has flipped.
     pub(crate) damaged: bool,
     /// Switched off for good, until it gets a new volume.

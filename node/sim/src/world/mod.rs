@@ -30,7 +30,7 @@ use crate::mutant::{Mutant, Sabotage};
 use crate::rng::Rng;
 use crate::run::Run;
 use althing_raft::entry::ConfigState;
-use althing_raft::ids::{LogPosition, MemberId, Now, Term};
+use althing_raft::ids::{Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::Role;
 use althing_shard::{Event, WriteToken};
 use althing_store::MemStore;
@@ -77,6 +77,8 @@ enum Todo {
         term: Term,
         parcel: Parcel,
         lost: bool,
+        /// A repetition, whose fate the sender does not hear of.
+        again: bool,
     },
     /// The log's thread has finished a sync.
     Synced { machine: usize, boot: u64 },
@@ -90,6 +92,13 @@ enum Todo {
     Worked { machine: usize, boot: u64 },
     /// Time to make the state durable.
     Checkpoint { machine: usize, boot: u64 },
+    /// It is durable now.
+    Checkpointed {
+        machine: usize,
+        boot: u64,
+        store: MemStore,
+        position: LogPosition,
+    },
     /// A crashed machine starts again.
     Start { machine: usize },
     /// A client does its next operation.
@@ -210,6 +219,7 @@ impl World {
                     member: MemberId(ids.next_u64() | 1),
                     disk: SimDisk::new(rng.next_u64()),
                     checkpoint: MemStore::default(),
+                    checkpoint_at: Index::ZERO,
                     clock: Clock {
                         offset: rng.below(1 << 40),
                         drift_ppm: rng.below(conditions.clock_drift_ppm + 1),
@@ -218,6 +228,7 @@ impl World {
                     paused_until: 0,
                     slow: (0, 0),
                     damaged: false,
+                    dies_at_install: None,
                     boot: 0,
                     wanted: number < conditions.members,
                     gone: number >= conditions.members,
@@ -324,7 +335,8 @@ impl World {
             | Todo::SaidSynced { machine, .. }
             | Todo::Worked { machine, .. }
             | Todo::Request { machine, .. }
-            | Todo::Checkpoint { machine, .. } => Some(*machine),
+            | Todo::Checkpoint { machine, .. }
+            | Todo::Checkpointed { machine, .. } => Some(*machine),
             Todo::Arrive { to, .. } => self.machine_of(*to),
             Todo::Snapshot { to, .. } => self.machine_of(*to),
             Todo::Start { .. }
@@ -368,8 +380,14 @@ impl World {
                 term,
                 parcel,
                 lost,
+                again,
             } => {
-                self.snapshot_arrives(from, from_boot, to, term, parcel, lost);
+                let taken = self.snapshot_arrives(from, to, term, &parcel, lost);
+                if !again && self.alive(from, from_boot) {
+                    let covered = taken.then_some(parcel.meta.position.index);
+                    let group = GROUP;
+                    self.poll(from, vec![Event::SnapshotSent { group, to, covered }]);
+                }
             }
             Todo::Synced { machine, boot } => {
                 if self.alive(machine, boot) {
@@ -389,6 +407,16 @@ impl World {
             Todo::Checkpoint { machine, boot } => {
                 if self.alive(machine, boot) {
                     self.checkpoint(machine);
+                }
+            }
+            Todo::Checkpointed {
+                machine,
+                boot,
+                store,
+                position,
+            } => {
+                if self.alive(machine, boot) {
+                    self.checkpointed(machine, store, position);
                 }
             }
             Todo::Start { machine } => self.start(machine),
@@ -516,6 +544,7 @@ impl World {
             machine,
             boot,
             request,
+            committed: self.watch.last_committed(),
         });
         self.later(patience + 1000 * MS, Todo::GiveUp { client, call });
         let event = match command {

@@ -6,7 +6,7 @@ use super::decision::{Decision, Fault};
 use super::machine::GROUP;
 use super::{Todo, Waiter, World};
 use crate::mutant::Sabotage;
-use althing_raft::ids::{MemberId, Now};
+use althing_raft::ids::{Index, MemberId, Now};
 use althing_shard::Event;
 use althing_store::MemStore;
 use althing_wal::sim_disk::SimDisk;
@@ -19,6 +19,7 @@ const STORM_DOWN: u64 = 20 * MS;
 enum Kind {
     Crash,
     CrashAll,
+    InstallCrash,
     Storm,
     Pause,
     Split,
@@ -52,6 +53,7 @@ impl World {
         let kinds = [
             (weights.crash, Kind::Crash),
             (weights.crash_all, Kind::CrashAll),
+            (weights.install_crash, Kind::InstallCrash),
             (weights.storm, Kind::Storm),
             (weights.pause, Kind::Pause),
             (weights.split, Kind::Split),
@@ -98,6 +100,10 @@ impl World {
                 };
                 return running.into_iter().map(crash).collect();
             }
+            Kind::InstallCrash => Fault::CrashAtInstall {
+                machine,
+                down_ns: rng.between(1, 3000) * MS,
+            },
             Kind::Storm => Fault::Storm {
                 machine,
                 times: rng.between(2, 8),
@@ -203,6 +209,7 @@ impl World {
                 self.crash(machine);
                 self.later(down_ns, Todo::Start { machine });
             }
+            Fault::CrashAtInstall { machine, down_ns } => self.machines[machine].dies_at_install = Some(down_ns),
             Fault::Storm {
                 machine,
                 times,
@@ -463,6 +470,7 @@ impl World {
         assert!(machine.process.is_none(), "invariant: a running machine keeps its disk");
         machine.disk = SimDisk::new(machine.rng.next_u64());
         machine.checkpoint = MemStore::default();
+        machine.checkpoint_at = Index::ZERO;
         machine.damaged = false;
         if !same_id {
             machine.member = MemberId(machine.rng.next_u64() | 1);

@@ -5,6 +5,8 @@ use crate::rng::Rng;
 
 /// How a spike stretches a delay.
 const SPIKE_FACTOR: u64 = 100;
+/// Chance that a snapshot comes a second time, where the network repeats things at all.
+const REPEAT_LATE: u64 = 300;
 
 /// The network.
 #[derive(Debug)]
@@ -38,6 +40,11 @@ impl Network {
         }
         let copies = 1 + u64::from(!once && self.rng.chance(self.duplicate));
         (0..copies).map(|_| self.draw_delay()).collect()
+    }
+
+    /// How much later something large comes a second time, if it does.
+    pub(crate) fn repeats_late(&mut self) -> Option<u64> {
+        (self.duplicate > 0 && self.rng.chance(REPEAT_LATE)).then(|| self.rng.below(3000 * MS))
     }
 
     pub(crate) fn draw_delay(&mut self) -> u64 {

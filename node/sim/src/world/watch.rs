@@ -242,6 +242,17 @@ impl Watch {
     pub(crate) fn wrote(&mut self, member: MemberId, write: &GroupWrite) {
         self.changes.extend(write.entries.iter().filter_map(change_at));
         let mirror = self.logs.entry(member).or_default();
+        let behind = write
+            .reset_to
+            .filter(|position| mirror.term_at(position.index) == Some(position.term))
+            .map_or(0, |position| mirror.terms.range(position.index.next()..).count());
+        if behind > 0 {
+            self.violation(format!(
+                "{member} resets its log to {:?}, which it has, and loses {behind} entries behind it",
+                write.reset_to
+            ));
+        }
+        let mirror = self.logs.entry(member).or_default();
         let lost = write.reset_to.and_then(|position| {
             let mut behind = mirror.terms.range(position.index.next()..);
             behind.find(|(index, term)| self.committed.get(index).is_some_and(|known| known.term == **term))
@@ -405,6 +416,15 @@ impl Watch {
     pub(crate) fn handed(&mut self, member: MemberId, now: Term, item: &Item) {
         let LogPosition { term, index } = item.position;
         let work = work_hash(&item.work);
+        let durable = self
+            .durable
+            .get(&member)
+            .is_some_and(|mirror| mirror.term_at(index) == Some(term));
+        if !durable {
+            self.violation(format!(
+                "{member} applies entry {index} of term {term}, which it does not have durably"
+            ));
+        }
         if let Some(known) = self.committed.get(&index) {
             if (known.term, known.work) != (term, work) {
                 let text = format!(
