@@ -77,6 +77,8 @@ marks! {
     ReadsMoveToNextLeader,
     /// A follower asked again for a read index.
     ReadAskedAgain,
+    /// The answer to an earlier question about reads came after they were asked about again.
+    ReadAnsweredLate,
     /// A read was given up by the core: nobody led for long.
     ReadGivenUp,
     /// The host holds a proposal again that the core did not take.

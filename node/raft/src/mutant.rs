@@ -48,6 +48,8 @@ mutants! {
     ReadBeforeOwnTerm,
     /// The answer to an earlier round confirms the present one (pitfall P2).
     ReadByOldRound,
+    /// A follower takes only the answer to its newest question, and serves nothing over a slow network.
+    ReadByNewestQuestion,
     /// A leader confirms its rounds alone.
     ReadUnconfirmed,
     /// A leader that loses its leadership answers the reads that it could not confirm (pitfall P3).

@@ -6,11 +6,13 @@ use crate::mark::Mark;
 use crate::message::Body;
 use crate::mutant::Mutant;
 use crate::raft::Raft;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Reads that may wait at one member: far above what clients of one process keep open, far below what hurts.
 const READS_MAX: usize = 65_536;
+/// Rounds, or questions of a follower, under way. Reads that come meanwhile gather and share the next one.
+const ROUNDS_MAX: usize = 4;
 /// Askers among peers that may wait at a leader; each stands for a whole batch of one follower.
 const PEER_ASKS_MAX: usize = 4_096;
 /// A read that found no answer after so many election timeouts is given up: no leader, or none reachable.
@@ -29,6 +31,10 @@ struct Round {
 #[derive(Debug)]
 struct Asked {
     requests: Vec<(RequestId, Now)>,
+    /// Of every question about this batch. Any of the answers will do, since all these reads came before the first question:
+    /// where a round takes longer than a question waits for it, the answers to the newest one alone would all come too late.
+    /// As many as fit into the patience of a read.
+    tokens: Vec<u64>,
     again_at: Now,
 }
 
@@ -39,7 +45,7 @@ pub(crate) struct Reads {
     peers_waiting: Vec<(MemberId, u64)>,
     rounds: VecDeque<Round>,
     round: u64,
-    asked: BTreeMap<u64, Asked>,
+    asked: Vec<Asked>,
     asked_leader: Option<MemberId>,
     /// Never used twice, also not by an earlier boot: it starts at random (pitfall P2).
     token: u64,
@@ -54,7 +60,7 @@ impl Reads {
             peers_waiting: Vec::new(),
             rounds: VecDeque::new(),
             round: 0,
-            asked: BTreeMap::new(),
+            asked: Vec::new(),
             asked_leader: None,
             token: seed.rotate_left(17) >> 1,
             count: 0,
@@ -70,12 +76,12 @@ impl Reads {
     pub(crate) fn deadline(&self) -> Option<Now> {
         let oldest = self.waiting.iter().map(|(_, since)| *since).min();
         let given_up = oldest.and_then(|since| self.patience.map(|patience| since.after(patience)));
-        let again = self.asked.values().map(|asked| asked.again_at).min();
+        let again = self.asked.iter().map(|asked| asked.again_at).min();
         given_up.into_iter().chain(again).min()
     }
 
     fn requeue_asked(&mut self) {
-        for (_, asked) in std::mem::take(&mut self.asked) {
+        for asked in std::mem::take(&mut self.asked) {
             self.waiting.extend(asked.requests);
         }
     }
@@ -102,10 +108,21 @@ impl Raft {
 
     pub(crate) fn on_read_index_reply(&mut self, from: MemberId, request: u64, index: Option<Index>) {
         // A refusal is left to the deadline: asking the same member again at once would only spin.
+        let about = |asked: &Asked| {
+            if Mutant::ReadByNewestQuestion.active() {
+                asked.tokens.last() == Some(&request)
+            } else {
+                asked.tokens.contains(&request)
+            }
+        };
         if self.leader == Some(from)
             && let Some(index) = index
-            && let Some(asked) = self.reads.asked.remove(&request)
+            && let Some(place) = self.reads.asked.iter().position(about)
         {
+            let asked = self.reads.asked.remove(place);
+            if asked.tokens.last() != Some(&request) {
+                Mark::ReadAnsweredLate.hit();
+            }
             self.answer(asked.requests, index);
         }
     }
@@ -187,15 +204,25 @@ impl Raft {
             self.reads.requeue_asked();
             self.reads.asked_leader = Some(leader);
         }
-        if self.reads.waiting.is_empty() {
+        if self.reads.waiting.is_empty() || self.reads.asked.len() >= ROUNDS_MAX {
             return;
         }
-        let requests: Vec<_> = self.reads.waiting.drain(..).collect();
+        let batch = Asked {
+            requests: self.reads.waiting.drain(..).collect(),
+            tokens: Vec::new(),
+            again_at: self.now,
+        };
+        self.question(leader, batch);
+    }
+
+    /// Asks about a batch, the first time or again.
+    fn question(&mut self, leader: MemberId, mut batch: Asked) {
         self.reads.token = self.reads.token.wrapping_add(1);
-        let token = self.reads.token;
-        let again_at = self.now.after(self.config.election_timeout / 2);
-        self.reads.asked.insert(token, Asked { requests, again_at });
-        self.send(leader, Body::ReadIndex { request: token });
+        let request = self.reads.token;
+        batch.tokens.push(request);
+        batch.again_at = self.now.after(self.config.election_timeout / 2);
+        self.reads.asked.push(batch);
+        self.send(leader, Body::ReadIndex { request });
     }
 
     /// A read is idempotent: what a lost leadership leaves open is asked of the next leader (pitfall P3).
@@ -217,36 +244,39 @@ impl Raft {
     }
 
     pub(crate) fn reads_expire(&mut self) {
-        let due: Vec<u64> = self
-            .reads
-            .asked
-            .iter()
-            .filter(|(_, asked)| asked.again_at <= self.now)
-            .map(|(&token, _)| token)
-            .collect();
-        for token in due {
-            Mark::ReadAskedAgain.hit();
-            let asked = self
-                .reads
-                .asked
-                .remove(&token)
-                .expect("invariant: the token was just listed");
-            self.reads.waiting.extend(asked.requests);
-        }
         let Some(patience) = self.reads.patience else {
             return;
         };
         let now = self.now;
-        let (given_up, kept): (Vec<_>, Vec<_>) = self
-            .reads
-            .waiting
-            .drain(..)
-            .partition(|(_, since)| now.since(*since) >= patience);
-        self.reads.waiting = kept.into();
+        let mut given_up = Vec::new();
+        let mut give_up = |requests: Vec<(RequestId, Now)>| -> Vec<_> {
+            let (old, kept): (Vec<_>, Vec<_>) = requests
+                .into_iter()
+                .partition(|(_, since)| now.since(*since) >= patience);
+            given_up.extend(old.into_iter().map(|(request, _)| request));
+            kept
+        };
+        let waiting = give_up(self.reads.waiting.drain(..).collect());
+        self.reads.waiting = waiting.into();
+        let (due, asked): (Vec<_>, Vec<_>) = std::mem::take(&mut self.reads.asked)
+            .into_iter()
+            .partition(|asked| asked.again_at <= now);
+        self.reads.asked = asked;
+        for mut batch in due {
+            batch.requests = give_up(batch.requests);
+            if batch.requests.is_empty() {
+                continue;
+            }
+            Mark::ReadAskedAgain.hit();
+            match self.leader {
+                Some(leader) if self.reads.asked_leader == Some(leader) => self.question(leader, batch),
+                Some(_) | None => self.reads.waiting.extend(batch.requests),
+            }
+        }
         self.reads.count -= given_up.len();
         if !given_up.is_empty() {
             Mark::ReadGivenUp.hit();
         }
-        self.refuse_all(given_up.into_iter().map(|(request, _)| request), DropReason::NoLeader);
+        self.refuse_all(given_up, DropReason::NoLeader);
     }
 }

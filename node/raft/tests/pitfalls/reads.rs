@@ -4,7 +4,7 @@ use crate::help::message;
 use crate::kit;
 use crate::kit::{ELECTION, Net, id};
 use althing_raft::ids::Index;
-use althing_raft::io::{Input, RequestId, Role};
+use althing_raft::io::{DropReason, Input, RequestId, Role};
 use althing_raft::message::Body;
 
 #[test]
@@ -45,39 +45,98 @@ fn p1_a_new_leader_answers_no_read_before_it_commits_in_its_term() {
     assert!(reads[0].1 >= net.raft(2).view().commit.prev());
 }
 
+/// The newest question on its way.
+fn asked(net: &Net) -> Option<u64> {
+    net.mail.iter().rev().find_map(|m| {
+        if let Body::ReadIndex { request } = m.body {
+            Some(request)
+        } else {
+            None
+        }
+    })
+}
+
+fn answer(net: &mut Net, request: u64, index: u64) {
+    let term = net.raft(2).view().soft.term.0;
+    let index = Some(Index(index));
+    net.step(id(2), message(1, 2, term, Body::ReadIndexReply { request, index }));
+}
+
 #[test]
-fn p2_a_late_answer_to_an_earlier_question_is_not_taken_for_a_new_one() {
+fn p2_an_answer_that_comes_twice_is_not_taken_for_an_answer_to_later_reads() {
     let mut net = Net::new(3);
     net.elect(1);
     net.step(id(2), Input::ReadIndex(RequestId(1)));
-    let asked = |net: &Net| {
-        net.mail.iter().find_map(|m| {
-            if let Body::ReadIndex { request } = m.body {
-                Some(request)
-            } else {
-                None
-            }
-        })
-    };
+    let first = asked(&net).expect("the follower asks");
+    answer(&mut net, first, 1);
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
+    net.step(id(2), Input::ReadIndex(RequestId(2)));
+    let second = asked(&net).expect("the follower asks");
+    assert_ne!(first, second);
+    answer(&mut net, first, 1);
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
+}
+
+#[test]
+fn p2_an_answer_to_an_earlier_question_counts_for_the_reads_before_it_and_for_no_later_ones() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.step(id(2), Input::ReadIndex(RequestId(1)));
     let first = asked(&net).expect("the follower asks");
     net.mail.clear();
     net.now = net.now.after(ELECTION / 2);
     net.step(id(2), Input::Tick);
-    let second = asked(&net).expect("the follower asks again");
-    assert_ne!(first, second);
-    let term = net.raft(2).view().soft.term.0;
-    net.step(
-        id(2),
-        message(
-            1,
-            2,
-            term,
-            Body::ReadIndexReply {
-                request: first,
-                index: Some(Index(0)),
-            },
-        ),
+    let again = asked(&net).expect("the follower asks again");
+    assert_ne!(first, again, "a token is used once");
+    net.step(id(2), Input::ReadIndex(RequestId(2)));
+    answer(&mut net, first, 1);
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
+    answer(&mut net, again, 1);
+    assert_eq!(
+        net.nodes[&id(2)].reads.len(),
+        1,
+        "the second read came after both questions"
     );
+}
+
+#[test]
+fn p2_a_follower_is_served_over_a_network_that_is_slower_than_its_questions() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.mail.clear();
+    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    // Every answer takes longer than the follower waits before it asks again.
+    let mut questions: Vec<u64> = Vec::new();
+    for _ in 0..4 {
+        questions.extend(asked(&net));
+        net.mail.clear();
+        net.now = net.now.after(ELECTION / 2);
+        // The leader is heard all the while.
+        let term = net.raft(2).view().soft.term.0;
+        let commit = Index(0);
+        net.step(id(2), message(1, 2, term, Body::Heartbeat { commit, round: 0 }));
+        net.step(id(2), Input::Tick);
+    }
+    assert!(questions.len() >= 3, "it asks again and again: {questions:?}");
+    let late = questions[questions.len() - 2];
+    answer(&mut net, late, 1);
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
+}
+
+#[test]
+fn reads_that_were_asked_about_are_given_up_in_the_end() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    for _ in 0..12 {
+        net.mail.clear();
+        net.now = net.now.after(ELECTION / 2);
+        let term = net.raft(2).view().soft.term.0;
+        let commit = Index(0);
+        net.step(id(2), message(1, 2, term, Body::Heartbeat { commit, round: 0 }));
+        net.step(id(2), Input::Tick);
+    }
+    assert_eq!(net.nodes[&id(2)].dropped, vec![(RequestId(1), DropReason::NoLeader)]);
     assert_eq!(net.nodes[&id(2)].reads, vec![]);
 }
 

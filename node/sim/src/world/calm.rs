@@ -1,9 +1,10 @@
 //! The end of a run: everything is repaired, and the world must become whole.
 
 use super::conditions::MS;
-use super::machine::{GROUP, Machine};
+use super::machine::{GROUP, Machine, Waiter};
 use super::{Todo, World, clients};
-use althing_raft::ids::{Index, MemberId};
+use althing_raft::ids::{Index, MemberId, Term};
+use althing_shard::{Done, Event, Refusal};
 use althing_store::ops::{KeyRange, Range};
 use bytes::Bytes;
 use std::collections::BTreeSet;
@@ -37,10 +38,11 @@ impl World {
 
     pub(super) fn look(&mut self) {
         match self.whole() {
-            Ok(leader) => {
+            Ok(leader) if self.probes() == 0 => {
                 self.compare_states(leader);
                 self.done = true;
             }
+            Ok(_) => self.later(CALM_LOOK, Todo::Look),
             Err(reason) => {
                 let calm_at = self.calm_at.unwrap_or(self.now);
                 let patience = u64::try_from(self.conditions.election_timeout.as_nanos()).expect("invariant: short")
@@ -50,6 +52,53 @@ impl World {
                         .violation(format!("liveness: long after all is repaired, {reason}"));
                 } else {
                     self.later(CALM_LOOK, Todo::Look);
+                }
+            }
+        }
+    }
+
+    /// Asks every member for a read, until each has served one. How many are asked now.
+    fn probes(&mut self) -> usize {
+        let asked: Vec<usize> = (0..self.machines.len())
+            .filter(|&number| self.machines[number].wanted && !self.probed.contains(&number))
+            .collect();
+        for &number in &asked {
+            let Some(view) = self.machines[number]
+                .process
+                .as_ref()
+                .and_then(|process| process.host.view(GROUP))
+            else {
+                continue;
+            };
+            let soft = view.raft.soft;
+            let waiter = Waiter::Probe {
+                term: soft.term,
+                leader: soft.leader,
+            };
+            self.ask_for(waiter, number, |request, deadline| Event::Read {
+                request,
+                group: GROUP,
+                deadline,
+            });
+        }
+        asked.len()
+    }
+
+    /// A member that follows the same leader all the while has no reason not to serve a read.
+    pub(super) fn probed(&mut self, number: usize, at: (Term, Option<MemberId>), result: Result<Done, Refusal>) {
+        let machine = &self.machines[number];
+        let view = machine.process.as_ref().and_then(|process| process.host.view(GROUP));
+        match result {
+            Ok(_) => {
+                self.probed.insert(number);
+            }
+            Err(refusal) => {
+                let soft = view.map(|view| view.raft.soft);
+                if soft.is_some_and(|soft| (soft.term, soft.leader) == at) {
+                    self.watch.violation(format!(
+                        "liveness: all is repaired, and {} refuses a read: {refusal}",
+                        machine.member
+                    ));
                 }
             }
         }

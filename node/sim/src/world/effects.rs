@@ -480,8 +480,10 @@ impl World {
         if let Ok(Done::Transferred { .. }) = result {
             self.counts.transfers += 1;
         }
-        let Some(Waiter::Client(client)) = self.close(number, request) else {
-            return;
+        let client = match self.close(number, request) {
+            Some(Waiter::Client(client)) => client,
+            Some(Waiter::Probe { term, leader }) => return self.probed(number, (term, leader), result),
+            Some(Waiter::Nobody) | None => return,
         };
         let Some(current) = self.clients.all[client].current.clone() else {
             return;

@@ -3,7 +3,7 @@
 use super::conditions::Conditions;
 use crate::rng::Rng;
 use althing_raft::entry::{Entry, HardState, SnapshotMeta};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, RequestId, Start};
 use althing_shard::envelope::BootNonce;
 use althing_shard::{GroupStart, Host, HostConfig, Item, WriteToken};
@@ -78,6 +78,8 @@ pub(crate) enum Waiter {
     Client(usize),
     /// The operator or the nemesis: the answer does not matter, only that there is one.
     Nobody,
+    /// The end of the run: a read at a member that followed this leader in this term.
+    Probe { term: Term, leader: Option<MemberId> },
 }
 
 /// Work for the thread that owns the state machine, in order.

@@ -43,7 +43,7 @@ use decision::{Decision, Fault, Planned};
 use machine::{Clock, GROUP, Machine, Parcel, Waiter};
 use net::Network;
 use std::cell::RefCell;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use trace::Trace;
 use watch::Watch;
@@ -169,6 +169,8 @@ pub(crate) struct World {
     trace: Trace,
     counts: Counts,
     calm_at: Option<u64>,
+    /// Machines that have served a read since.
+    probed: BTreeSet<usize>,
     done: bool,
     final_state: BTreeMap<String, Seen>,
 }
@@ -252,6 +254,7 @@ impl World {
             machines,
             counts: Counts::default(),
             calm_at: None,
+            probed: BTreeSet::new(),
             done: false,
             final_state: BTreeMap::new(),
         }

@@ -7,6 +7,7 @@ use super::machine::GROUP;
 use super::{Todo, Waiter, World};
 use crate::mutant::Sabotage;
 use althing_raft::ids::{Index, MemberId, Now};
+use althing_raft::io::RequestId;
 use althing_shard::Event;
 use althing_store::MemStore;
 use althing_wal::sim_disk::SimDisk;
@@ -340,7 +341,12 @@ impl World {
     }
 
     /// Asks a host for something that nobody waits for.
-    pub(super) fn ask(&mut self, number: usize, event: impl FnOnce(althing_raft::io::RequestId, Now) -> Event) {
+    pub(super) fn ask(&mut self, number: usize, event: impl FnOnce(RequestId, Now) -> Event) {
+        self.ask_for(Waiter::Nobody, number, event);
+    }
+
+    /// Asks a host for something.
+    pub(super) fn ask_for(&mut self, waiter: Waiter, number: usize, event: impl FnOnce(RequestId, Now) -> Event) {
         let machine = &mut self.machines[number];
         if machine.paused_until > self.now {
             return;
@@ -349,7 +355,7 @@ impl World {
         let Some(process) = &mut machine.process else {
             return;
         };
-        let request = process.request(Waiter::Nobody);
+        let request = process.request(waiter);
         self.poll(number, vec![event(request, deadline)]);
     }
 
