@@ -319,10 +319,28 @@ impl Raft {
         }
     }
 
+    /// What a candidate's log must reach for this member's vote: its own log, since a majority may have committed all of that by
+    /// counting this copy.
+    ///
+    /// But nobody counts the copies of a member that has no vote, and that has no entry which could give it one without its
+    /// knowing (pitfall P9). Such a member goes by what it knows to be committed. A newcomer that does not know yet that a joint
+    /// configuration has ended needs the votes of those who left by its end, and they may have entries that it can get from
+    /// nobody any more, because none of them may lead: by their own logs they would lock it out for ever. Leaders stay complete:
+    /// what is committed without this copy is held by a majority that the candidate needs too, and that goes by its logs.
+    fn measure(&self) -> LogPosition {
+        let last = self.log.last();
+        let may_count = self.is_voter() || self.log.first_config(self.members.index.next(), last.index).is_some();
+        let known = self.log.term_at(self.commit).filter(|_| !may_count);
+        known.map_or(last, |term| LogPosition {
+            term,
+            index: self.commit,
+        })
+    }
+
     fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
         // A grant changes nothing here, not even a deadline (pitfall P4). A learner answers: it may have been promoted
         // without knowing (pitfall P9).
-        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.log.last());
+        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.measure());
         let reply_term = if granted { term } else { self.term };
         self.send_at(from, reply_term, Body::PreVoteReply { granted });
     }
@@ -336,7 +354,7 @@ impl Raft {
 
     fn on_vote(&mut self, from: MemberId, last: LogPosition) {
         let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none() || Mutant::VoteTwice.active();
-        let granted = free && last.up_to_date_with(self.log.last());
+        let granted = free && last.up_to_date_with(self.measure());
         if granted {
             self.vote = Some(from);
             self.reset_election_deadline();

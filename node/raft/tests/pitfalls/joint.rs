@@ -330,6 +330,68 @@ fn p12_a_leader_that_left_and_is_switched_off_at_once_leaves_a_group_that_works(
 }
 
 #[test]
+fn p12_a_newcomer_is_not_locked_out_by_longer_logs_of_those_who_left() {
+    let mut net = stuck_in_joint(&[4], &[]);
+    let joint = config(&net, 1).index;
+    let end = joint.next();
+    // The newcomer gets the end of the joint configuration, and its acknowledgement takes a while.
+    let mut held = Vec::new();
+    for _ in 0..1_000 {
+        let acknowledges = |message: &Message| matches!(message.body, Body::AppendAccepted { last } if last >= end);
+        let (late, rest) = std::mem::take(&mut net.mail)
+            .into_iter()
+            .partition::<Vec<_>, _>(|message| message.from == id(4) && acknowledges(message));
+        held.extend(late);
+        net.mail = rest;
+        if net.raft(4).view().last.index == end {
+            break;
+        }
+        if net.mail.is_empty() {
+            net.now = net.now.after(HEARTBEAT);
+            net.step(id(1), Input::Tick);
+        } else {
+            net.deliver_one(0);
+        }
+    }
+    net.propose(id(1), "never reaches the newcomer");
+    net.mail.extend(held);
+    // It gets neither what follows nor that the end is committed.
+    for _ in 0..1_000 {
+        net.mail.retain(|message| {
+            let follows = |entry: &Entry| entry.index > end;
+            let reveals = matches!(&message.body, Body::Append { entries, commit, .. } if *commit >= end || entries.iter().any(follows))
+                || matches!(message.body, Body::Heartbeat { commit, .. } if commit >= end)
+                || message.body == Body::TimeoutNow;
+            message.to != id(4) || !reveals
+        });
+        if [2, 3].iter().all(|member| !config(&net, *member).is_joint()) {
+            break;
+        }
+        if net.mail.is_empty() {
+            net.now = net.now.after(HEARTBEAT);
+            net.step(id(1), Input::Tick);
+        } else {
+            net.deliver_one(0);
+        }
+    }
+    net.isolate(4);
+    net.run(ELECTION * 3);
+    assert!(config(&net, 4).is_joint(), "the newcomer does not know");
+    assert!(
+        !config(&net, 1).is_joint(),
+        "the leader has lost its quorum and has left"
+    );
+    assert!(net.raft(1).view().last.index > net.raft(4).view().last.index);
+    net.cut.clear();
+    net.run(ELECTION * 6);
+    assert_eq!(net.leader(), Some(id(4)));
+    assert_eq!(config(&net, 4).voters, set(&[4]));
+    net.propose(id(4), "after");
+    net.run(ELECTION);
+    assert_eq!(net.commands(4), ["after"]);
+}
+
+#[test]
 fn p13_a_snapshot_carries_a_joint_configuration_whole() {
     let mut net = stuck_in_joint(&[4, 5], &[6]);
     assert!(!config(&net, 6).is_joint());
