@@ -40,6 +40,7 @@ counts! {
     flips_found "damaged segments found",
     clock_jumps "clocks that jumped",
     installs "snapshots installed",
+    stray_snapshots "snapshots that nobody asked for",
     install_crashes "crashes right after an installation",
     transfers "leadership transfers",
     config_changes "configuration changes applied",

@@ -13,6 +13,8 @@ pub(crate) enum Fault {
     Crash { machine: usize, down_ns: u64 },
     /// It dies right after the next installation of a snapshot.
     CrashAtInstall { machine: usize, down_ns: u64 },
+    /// A snapshot of whoever leads then comes although it is not needed: a stream that was given up and goes on.
+    StraySnapshot { machine: usize },
     /// It dies again and again, soon after each start.
     Storm { machine: usize, times: u64, every_ns: u64 },
     /// A machine stops for a while (a virtual machine that migrates, a process that swaps).

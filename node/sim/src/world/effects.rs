@@ -196,7 +196,7 @@ impl World {
                 }
             }
             Effect::Complete { request, result } => self.complete(number, request, result),
-            Effect::SendSnapshot { group: _, to, term } => self.send_snapshot(number, to, term),
+            Effect::SendSnapshot { group: _, to, term } => self.send_snapshot(number, to, term, false),
             // Members find each other by id here: addresses are the real shell's business.
             Effect::Peers(_) => {}
             Effect::Changed { group: _, soft } => {

@@ -14,7 +14,7 @@ use bytes::Bytes;
 impl World {
     pub(super) fn send(&mut self, number: usize, to: MemberId, messages: &[Message]) {
         for message in messages {
-            self.watch.sent(message);
+            self.watch.sent(self.now, message);
             self.trace
                 .note(self.now, number as u64, "send", &[to.0, message.term.0], || {
                     describe(message)
@@ -63,6 +63,7 @@ impl World {
         match decoded {
             Ok(Frame::Messages(messages)) => {
                 for message in &messages {
+                    self.watch.received(self.now, message);
                     self.trace.note(
                         self.now,
                         number as u64,
@@ -82,7 +83,8 @@ impl World {
         }
     }
 
-    pub(super) fn send_snapshot(&mut self, number: usize, to: MemberId, term: Term) {
+    /// With `stray`, nobody has asked for it, and nobody hears of its fate.
+    pub(super) fn send_snapshot(&mut self, number: usize, to: MemberId, term: Term, stray: bool) {
         let machine = &self.machines[number];
         let Some(process) = &machine.process else {
             return;
@@ -125,7 +127,7 @@ impl World {
         if let Some(after) = self.net.repeats_late() {
             self.later(delay + after, todo(parcel.clone(), true));
         }
-        self.later(delay, todo(parcel, false));
+        self.later(delay, todo(parcel, stray));
     }
 
     /// Whether the receiver took it.

@@ -20,6 +20,14 @@ use std::sync::Arc;
 /// The one group of a run.
 pub(crate) const GROUP: GroupId = GroupId::FIRST_SHARD;
 
+/// A group that voted once and was never heard of again: its vote must outlive every segment it was ever in.
+const QUIET: GroupId = GroupId(7_777);
+const QUIET_STATE: HardState = HardState {
+    term: Term(3),
+    vote: Some(MemberId(1)),
+    commit: Index::ZERO,
+};
+
 /// A machine and its volumes.
 pub(crate) struct Machine {
     /// Whose volume this is; another one after a wipe.
@@ -41,6 +49,8 @@ pub(crate) struct Machine {
     pub(crate) slow: (u64, u64),
     /// It dies right after the next installation of a snapshot, for so long.
     pub(crate) dies_at_install: Option<u64>,
+    /// Its log has the vote of [`QUIET`] durably.
+    pub(crate) quiet_voted: bool,
     /// A durable bit of its log has flipped.
     pub(crate) damaged: bool,
     /// Switched off for good, until it gets a new volume.
@@ -166,6 +176,20 @@ pub(crate) fn start(
     };
     let opened = Wal::open(Arc::new(machine.disk.clone()), Path::new("/wal"), options);
     let (mut wal, mut recovered) = opened?;
+    let quiet = recovered.groups.remove(&QUIET).map(|group| group.hard_state);
+    if machine.quiet_voted && quiet != Some(QUIET_STATE) {
+        return Err(NoStart::Broken(format!("the vote of a quiet group became {quiet:?}")));
+    }
+    if !machine.quiet_voted {
+        let vote = GroupWrite {
+            group: QUIET,
+            hard_state: Some(QUIET_STATE),
+            reset_to: None,
+            entries: Vec::new(),
+        };
+        wal.append(&[vote]).and_then(|()| wal.sync())?;
+        machine.quiet_voted = true;
+    }
     let store = machine.checkpoint.fork();
     let mvcc = Mvcc::open(store.clone(), GROUP)
         .map_err(|error| NoStart::Broken(format!("the state cannot be read back: {error}")))?;

@@ -19,6 +19,7 @@ mod machine;
 mod nemesis;
 mod net;
 mod operator;
+mod rounds;
 mod trace;
 mod watch;
 
@@ -230,6 +231,7 @@ impl World {
                     paused_until: 0,
                     slow: (0, 0),
                     damaged: false,
+                    quiet_voted: false,
                     dies_at_install: None,
                     boot: 0,
                     wanted: number < conditions.members,

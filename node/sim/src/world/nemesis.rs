@@ -21,6 +21,7 @@ enum Kind {
     Crash,
     CrashAll,
     InstallCrash,
+    StraySnapshot,
     Storm,
     Pause,
     Split,
@@ -55,6 +56,7 @@ impl World {
             (weights.crash, Kind::Crash),
             (weights.crash_all, Kind::CrashAll),
             (weights.install_crash, Kind::InstallCrash),
+            (weights.stray_snapshot, Kind::StraySnapshot),
             (weights.storm, Kind::Storm),
             (weights.pause, Kind::Pause),
             (weights.split, Kind::Split),
@@ -105,6 +107,7 @@ impl World {
                 machine,
                 down_ns: rng.between(1, 3000) * MS,
             },
+            Kind::StraySnapshot => Fault::StraySnapshot { machine },
             Kind::Storm => Fault::Storm {
                 machine,
                 times: rng.between(2, 8),
@@ -210,6 +213,7 @@ impl World {
                 self.crash(machine);
                 self.later(down_ns, Todo::Start { machine });
             }
+            Fault::StraySnapshot { machine } => self.stray_snapshot(machine),
             Fault::CrashAtInstall { machine, down_ns } => self.machines[machine].dies_at_install = Some(down_ns),
             Fault::Storm {
                 machine,
@@ -337,6 +341,17 @@ impl World {
                     self.poll(machine, vec![Event::Unreachable(peer)]);
                 }
             }
+        }
+    }
+
+    fn stray_snapshot(&mut self, machine: usize) {
+        let leader = self.leader().filter(|leader| *leader != machine);
+        let process = leader.and_then(|leader| self.machines[leader].process.as_ref());
+        let view = process.and_then(|process| process.host.view(GROUP));
+        if let (Some(leader), Some(view)) = (leader, view) {
+            self.counts.stray_snapshots += 1;
+            let to = self.machines[machine].member;
+            self.send_snapshot(leader, to, view.raft.soft.term, true);
         }
     }
 
@@ -478,6 +493,7 @@ impl World {
         machine.checkpoint = MemStore::default();
         machine.checkpoint_at = Index::ZERO;
         machine.damaged = false;
+        machine.quiet_voted = false;
         if !same_id {
             machine.member = MemberId(machine.rng.next_u64() | 1);
         }

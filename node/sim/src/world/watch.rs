@@ -3,6 +3,7 @@
 //! Names and numbers of the safety properties are those of the Raft paper, figure 3. Members are watched
 //! from outside, by what they write, send and apply, so production code needs no hooks.
 
+use super::rounds::Rounds;
 use crate::rng::mix;
 use althing_raft::entry::{ConfigState, ConfigStep, Entry, HardState, Payload};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
@@ -79,6 +80,7 @@ pub(crate) struct Watch {
     leading: BTreeMap<MemberId, (Term, Index)>,
     /// The newest configuration that each member has acted on, in any of its lives.
     held: BTreeMap<MemberId, Index>,
+    rounds: Rounds,
     /// Whether copies may vanish: then a durable majority cannot be counted any more.
     copies_vanish: bool,
     violations: Vec<String>,
@@ -318,8 +320,17 @@ impl Watch {
     }
 
     /// A member says something. Checks that promises are durable (pitfall P7) and votes given once a term.
-    pub(crate) fn sent(&mut self, message: &Message) {
+    pub(crate) fn sent(&mut self, now: u64, message: &Message) {
         let (from, term) = (message.from, message.term);
+        // What it acted on when last looked at, or the next, on which it acts since this step.
+        let held = self.held.get(&from).copied().unwrap_or_default();
+        let configs = self.configs.range(held..).take(2).map(|(_, config)| config);
+        if !self.rounds.may_send(now, message, configs) {
+            let to = message.to;
+            self.violation(format!(
+                "{from} answers a read of {to} in term {term}, and no majority has confirmed since that it leads"
+            ));
+        }
         match &message.body {
             Body::VoteReply { granted: true } => self.voted(from, term, message.to),
             Body::Vote { .. } => self.voted(from, term, from),
@@ -345,6 +356,11 @@ impl Watch {
             | Body::ReadIndexReply { .. }
             | Body::Forward { .. } => {}
         }
+    }
+
+    /// A member hears something.
+    pub(crate) fn received(&mut self, now: u64, message: &Message) {
+        self.rounds.received(now, message);
     }
 
     fn voted(&mut self, voter: MemberId, term: Term, candidate: MemberId) {
