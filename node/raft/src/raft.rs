@@ -388,7 +388,8 @@ impl Raft {
                     to = change.prev();
                 }
             }
-            if to <= self.emitted {
+            // What comes while a snapshot is being installed is in it, and would reach the state machine after it.
+            if to <= self.emitted || self.installing.is_some() {
                 return;
             }
             let entries: Vec<Entry> = self.log.range(self.emitted.next(), to).cloned().collect();

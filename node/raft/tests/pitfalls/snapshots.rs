@@ -50,6 +50,26 @@ fn p13_a_snapshot_that_is_older_than_the_commit_index_is_only_acknowledged() {
 }
 
 #[test]
+fn p13_what_commits_while_a_snapshot_is_being_installed_is_not_handed_out_behind_it() {
+    let mut raft = lone(&[1, 2, 3], Start::default());
+    let append = Body::Append {
+        prev: position(0, 0),
+        entries: vec![entry(1, 1), entry(1, 2)],
+        commit: Index(2),
+    };
+    let write = raft.step(Now(0), message(2, 1, 1, append)).persist.unwrap();
+    let meta = SnapshotMeta {
+        position: position(1, 5),
+        ..Default::default()
+    };
+    let out = raft.step(Now(0), message(2, 1, 1, Body::Snapshot { meta }));
+    assert!(out.install.is_some());
+    // The disk is slow: what was committed before the snapshot came is durable only now, and the snapshot has it.
+    let out = raft.step(Now(0), Input::Persisted(write.seq));
+    assert_eq!(out.apply, vec![]);
+}
+
+#[test]
 fn p13_a_snapshot_of_what_the_log_holds_drops_no_acknowledged_entry_behind_it() {
     let start = Start {
         entries: (1..=7).map(|index| entry(1, index)).collect(),
