@@ -1,5 +1,6 @@
 //! What a node is told: flags over environment over file over defaults, checked all at once.
 
+use althing_raft::roster::{DRIFT_PPM_MAX, DRIFT_PPM_MIN, ReadMode, ReadSpec, Responders, Revisions};
 use clap::Args;
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -51,6 +52,15 @@ pub struct RunArgs {
     /// Shortest silence after which a follower stands for election [default: 1s]
     #[arg(long, env = "ALTHING_ELECTION_TIMEOUT", value_name = "TIME")]
     pub election_timeout: Option<String>,
+    /// How a new cluster answers linearizable reads; an existing one is changed by the admin API [default: read-index]
+    #[arg(long, env = "ALTHING_READ_MODE", value_name = "read-index|leader-lease|roster-lease")]
+    pub read_mode: Option<String>,
+    /// Length of its read leases [default: 1s]
+    #[arg(long, env = "ALTHING_READ_LEASE", value_name = "TIME")]
+    pub read_lease: Option<String>,
+    /// How far the rate of this machine's clock may be from true time, in parts per million [default: 10000]
+    #[arg(long, env = "ALTHING_CLOCK_DRIFT_PPM", value_name = "PPM")]
+    pub clock_drift_ppm: Option<String>,
     /// Bytes of a log segment; smaller ones for small volumes [default: 67108864]
     #[arg(long, env = "ALTHING_WAL_SEGMENT_BYTES", value_name = "BYTES")]
     pub wal_segment_bytes: Option<String>,
@@ -106,6 +116,10 @@ pub struct Config {
     pub heartbeat_interval: Duration,
     /// Raft's election timeout.
     pub election_timeout: Duration,
+    /// How a new cluster answers linearizable reads.
+    pub reads: ReadSpec,
+    /// Bound on the error of this machine's clock rate.
+    pub clock_drift_ppm: u32,
     /// Bytes of a log segment.
     pub wal_segment_bytes: u64,
     /// Free bytes of the volume below which writes are refused.
@@ -151,7 +165,7 @@ impl RunArgs {
         }
     }
 
-    fn given(&self) -> [(&'static str, &Option<String>); 17] {
+    fn given(&self) -> [(&'static str, &Option<String>); 20] {
         [
             ("name", &self.name),
             ("data_dir", &self.data_dir),
@@ -163,6 +177,9 @@ impl RunArgs {
             ("advertise_admin", &self.advertise_admin),
             ("heartbeat_interval", &self.heartbeat_interval),
             ("election_timeout", &self.election_timeout),
+            ("read_mode", &self.read_mode),
+            ("read_lease", &self.read_lease),
+            ("clock_drift_ppm", &self.clock_drift_ppm),
             ("wal_segment_bytes", &self.wal_segment_bytes),
             ("volume_reserve_bytes", &self.volume_reserve_bytes),
             ("store_cache_bytes", &self.store_cache_bytes),
@@ -297,6 +314,36 @@ impl Reader<'_> {
                 format!("election_timeout must be at least {ELECTION_FACTOR_MIN} heartbeat intervals and at most {ELECTION_MAX:?}")
             });
         }
+        let mode = self.get("read_mode").unwrap_or_else(|| "read-index".to_owned());
+        let read_mode = match mode.as_str() {
+            "read-index" => Some(ReadMode::ReadIndex),
+            "leader-lease" => Some(ReadMode::LeaderLease),
+            "roster-lease" => Some(ReadMode::RosterLease),
+            _ => None,
+        };
+        self.check(read_mode.is_some(), || {
+            format!("read_mode {mode:?} must be read-index, leader-lease or roster-lease")
+        });
+        let read_lease = self.time("read_lease", "1s");
+        let reads = read_mode.zip(read_lease).map(|(mode, lease)| ReadSpec {
+            mode,
+            responders: Responders::All,
+            revisions: Revisions::Current,
+            lease,
+        });
+        if let (Some(reads), Some(heartbeat), Some(election)) = (&reads, heartbeat_interval, election_timeout)
+            && let Err(error) = reads.validate(heartbeat, election)
+        {
+            self.problems.push(format!("read_lease: {error}"));
+        }
+        let drift = self.get("clock_drift_ppm").unwrap_or_else(|| DRIFT_PPM_MIN.to_string());
+        let clock_drift_ppm = drift
+            .parse()
+            .ok()
+            .filter(|ppm| (DRIFT_PPM_MIN..=DRIFT_PPM_MAX).contains(ppm));
+        self.check(clock_drift_ppm.is_some(), || {
+            format!("clock_drift_ppm {drift:?} must be a number from {DRIFT_PPM_MIN} to {DRIFT_PPM_MAX}")
+        });
         let wal_segment_bytes = self.number("wal_segment_bytes", 64 << 20);
         if let Some(bytes) = wal_segment_bytes {
             // Below it a request of the largest size would not fit.
@@ -344,6 +391,8 @@ impl Reader<'_> {
             advertise_admin,
             heartbeat_interval: heartbeat_interval?,
             election_timeout: election_timeout?,
+            reads: reads?,
+            clock_drift_ppm: clock_drift_ppm?,
             wal_segment_bytes: wal_segment_bytes?,
             volume_reserve_bytes: volume_reserve_bytes?,
             store_cache_bytes: store_cache_bytes?,
@@ -452,7 +501,7 @@ mod tests {
         let error = bad.resolve(Some("colour = \"red\"\nname = true\n")).unwrap_err();
         expect![[r#"
             11 setting(s) cannot be used:
-              - colour in the file is not a setting; there are: name, data_dir, client_addr, peer_addr, admin_addr, advertise_client, advertise_peer, advertise_admin, heartbeat_interval, election_timeout, wal_segment_bytes, volume_reserve_bytes, store_cache_bytes, otlp_endpoint, trace_sample_ratio, log_format, log_filter
+              - colour in the file is not a setting; there are: name, data_dir, client_addr, peer_addr, admin_addr, advertise_client, advertise_peer, advertise_admin, heartbeat_interval, election_timeout, read_mode, read_lease, clock_drift_ppm, wal_segment_bytes, volume_reserve_bytes, store_cache_bytes, otlp_endpoint, trace_sample_ratio, log_format, log_filter
               - name in the file must be a string, a number or a list of strings
               - name is missing: give --name, ALTHING_NAME or name in the file: the member's name, as orders-0
               - data_dir is missing: give --data-dir, ALTHING_DATA_DIR or data_dir in the file: the directory of the member's volume
@@ -464,6 +513,25 @@ mod tests {
               - trace_sample_ratio "5" must be a number from 0 to 1
               - log_format "xml" must be text or json"#]]
         .assert_eq(&error.to_string());
+    }
+
+    #[test]
+    fn a_read_lease_that_does_not_outlive_heartbeats_is_refused_with_what_would_do() {
+        let bad = RunArgs {
+            read_mode: Some("roster-lease".to_owned()),
+            read_lease: Some("200ms".to_owned()),
+            clock_drift_ppm: Some("500".to_owned()),
+            ..args()
+        };
+        let error = bad.resolve(None).unwrap_err().to_string();
+        assert!(
+            error.contains("read_lease: a read lease of 200ms is too short") && error.contains("400ms"),
+            "{error}"
+        );
+        assert!(
+            error.contains("clock_drift_ppm \"500\" must be a number from 10000"),
+            "{error}"
+        );
     }
 
     #[test]

@@ -8,10 +8,11 @@ use crate::waiters::Answer;
 use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
 use althing_raft::ids::{GroupId, MemberId};
 use althing_raft::io::Role;
+use althing_raft::roster::Footprint;
 use althing_shard::{Done, Event, Refusal};
-use althing_store::StoreError;
 use althing_store::codec::encode_command;
 use althing_store::ops::{Command, KeyRange, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use althing_store::{StoreError, footprint};
 use async_trait::async_trait;
 use bytes::BytesMut;
 use std::sync::Arc;
@@ -47,8 +48,9 @@ impl DefaultKeyspace {
         }
     }
 
-    /// Waits until the state machine has everything that was committed when this was called.
-    async fn catch_up(&self, consistency: Consistency) -> Result<(), KeyspaceError> {
+    /// Waits until the state machine has everything of these keys that was committed when this was called: by the read gate,
+    /// which needs no message where this member holds a lease.
+    async fn catch_up(&self, footprint: Footprint, consistency: Consistency) -> Result<(), KeyspaceError> {
         match consistency {
             // The cluster is named first: a node outside of every cluster has nothing to serve.
             Consistency::Serializable => self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped),
@@ -59,6 +61,7 @@ impl DefaultKeyspace {
                     .ask_host(|request| Event::Read {
                         request,
                         group: GROUP,
+                        footprint,
                         deadline,
                     })
                     .await;
@@ -114,9 +117,11 @@ fn failed(failed: Failed) -> KeyspaceError {
         Refusal::LeaderChanged => KeyspaceError::LeaderChanged,
         Refusal::Timeout => KeyspaceError::Timeout,
         Refusal::TooManyRequests | Refusal::ChangeInFlight => KeyspaceError::TooManyRequests,
-        Refusal::BadTransferee | Refusal::ChangeInvalid | Refusal::Conflict { .. } | Refusal::LearnerBehind => {
-            KeyspaceError::BadTransferee
-        }
+        Refusal::BadTransferee
+        | Refusal::SpecInvalid(_)
+        | Refusal::ChangeInvalid
+        | Refusal::Conflict { .. }
+        | Refusal::LearnerBehind => KeyspaceError::BadTransferee,
         Refusal::Learner => KeyspaceError::Learner,
         Refusal::NotMember | Refusal::NoGroup => KeyspaceError::Stopped,
     }
@@ -147,7 +152,7 @@ fn grows(command: &Command) -> bool {
 #[async_trait]
 impl Keyspace for DefaultKeyspace {
     async fn range(&self, range: Range, consistency: Consistency) -> Result<(Header, RangeResult), KeyspaceError> {
-        self.catch_up(consistency).await?;
+        self.catch_up(footprint::read(&range), consistency).await?;
         let store = self.store()?;
         let found = match &range.keys {
             KeyRange::Single(_) => store.range(&range),
@@ -159,7 +164,7 @@ impl Keyspace for DefaultKeyspace {
     }
 
     async fn read_txn(&self, txn: Txn, consistency: Consistency) -> Result<(Header, OpResult), KeyspaceError> {
-        self.catch_up(consistency).await?;
+        self.catch_up(footprint::read_txn(&txn), consistency).await?;
         let store = self.store()?;
         let (revision, result) =
             tokio::task::block_in_place(|| store.read_txn(&txn)).map_err(|error| broken(&error))??;
@@ -205,13 +210,16 @@ impl Keyspace for DefaultKeyspace {
                     | Refusal::ChangeInvalid
                     | Refusal::LearnerBehind
                     | Refusal::BadTransferee
+                    | Refusal::SpecInvalid(_)
                     | Refusal::Learner
                     | Refusal::NotMember
                     | Refusal::NoGroup => Outcome::refused,
                 });
                 Err(failed(Failed::Refused(refusal)))
             }
-            Ok(Answer::Host(Ok(Done::Read { .. } | Done::Configured { .. } | Done::Transferred { .. }))) => {
+            Ok(Answer::Host(Ok(
+                Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } | Done::Transferred { .. },
+            ))) => {
                 unreachable!("invariant: commands are answered by the state machine")
             }
             Err(error) => {
@@ -260,7 +268,8 @@ impl Keyspace for DefaultKeyspace {
     }
 
     async fn members(&self, consistency: Consistency) -> Result<(Header, Vec<MemberEntry>), KeyspaceError> {
-        self.catch_up(consistency).await?;
+        // Members are not keys: only a responder of everything, or the leader, may answer for itself.
+        self.catch_up(Footprint::All, consistency).await?;
         let store = self.store()?;
         let config = store.applied().config;
         let entry = |(member, context): (&MemberId, &bytes::Bytes)| {
@@ -290,7 +299,9 @@ impl Keyspace for DefaultKeyspace {
         match asked.map_err(failed)? {
             Done::Transferred { leader } if leader.0 == target => Ok(self.header()),
             Done::Transferred { .. } => Err(KeyspaceError::LeaderChanged),
-            Done::Read { .. } | Done::Configured { .. } => unreachable!("invariant: a transfer is answered as one"),
+            Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } => {
+                unreachable!("invariant: a transfer is answered as one")
+            }
         }
     }
 

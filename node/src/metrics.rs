@@ -153,6 +153,20 @@ metrics! {
     raft_learners: Family<Shard, Gauge> = Family::default(), "althing_raft_learners", "Members without a vote";
     /// Entries that a peer lacks, at the leader.
     raft_peer_lag: Family<ShardPeer, Gauge> = Family::default(), "althing_raft_peer_lag", "Entries that a peer lacks, as its leader knows";
+    /// Local reads.
+    reads_local: Family<Shard, Gauge> = Family::default(), "althing_reads_local", "Linearizable reads answered from this member's state without a message, since the start";
+    /// Held reads.
+    reads_held: Family<Shard, Gauge> = Family::default(), "althing_reads_held", "Local reads that waited for the newest write of their keys, since the start";
+    /// Bounced reads.
+    reads_bounced: Family<Shard, Gauge> = Family::default(), "althing_reads_bounced", "Held reads that asked the leader after all, since the start";
+    /// Reads by index.
+    reads_by_index: Family<Shard, Gauge> = Family::default(), "althing_reads_by_index", "Linearizable reads that needed the leader or a round of it, since the start";
+    /// Gate.
+    read_lease: Family<Shard, Gauge> = Family::default(), "althing_read_lease", "Whether this member would answer a linearizable read without a message now";
+    /// Epoch.
+    roster_epoch: Family<Shard, Gauge> = Family::default(), "althing_roster_epoch", "Rosters of the present term before this one";
+    /// Responders.
+    roster_responders: Family<Shard, Gauge> = Family::default(), "althing_roster_responders", "Members beside the leader that may answer reads under the present roster";
     /// Commands by how they ended.
     proposals: Family<Proposal, Counter> = Family::default(), "althing_proposals", "Commands of this member's clients, by how they ended";
     /// Commands under way.

@@ -44,6 +44,8 @@ const INFLIGHT_APPENDS_MAX: usize = 128;
 /// Bytes of entries under way per follower: a round trip of 100 ms at 160 MB/s, more than a WAL writes; and what a leader's
 /// socket buffers and queues may hold for one slow follower.
 const INFLIGHT_BYTES_MAX: usize = 16 << 20;
+/// Heartbeats that a responder may miss before writes stop waiting for it: below any election timeout, above a hiccup.
+const DEMOTE_HEARTBEATS: u32 = 4;
 /// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// How long a leader waits for its successor when it goes down.
@@ -182,6 +184,9 @@ fn start_group(shared: &Shared, start: Start, seed: u64) {
         inflight_appends_max: INFLIGHT_APPENDS_MAX,
         inflight_bytes_max: INFLIGHT_BYTES_MAX,
         uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
+        drift_ppm: shared.config.clock_drift_ppm,
+        demote_after: shared.config.heartbeat_interval * DEMOTE_HEARTBEATS,
+        footprint: althing_shard::envelope::footprint,
     };
     shared.host.push(Job::Start(Box::new(GroupStart { config, start })));
     if let Some(store) = shared.groups.get(GROUP) {

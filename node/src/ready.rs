@@ -4,6 +4,8 @@ use crate::keyspace::DefaultKeyspace;
 use crate::shared::Shared;
 use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
+use althing_raft::io::Role;
+use althing_raft::roster::{Footprint, ReadMode};
 use althing_shard::Event;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -67,6 +69,32 @@ pub fn start(shared: &Shared) {
     }
 }
 
+/// A new cluster's leader asks for the way to answer reads that its settings name. Once somebody has asked for any way, settings
+/// say nothing more.
+async fn wish_reads(shared: &Shared) {
+    let group = GroupId::FIRST_SHARD;
+    let leads = shared.soft(group).is_some_and(|soft| soft.role == Role::Leader);
+    if !leads || shared.config.reads.mode == ReadMode::ReadIndex {
+        return;
+    }
+    let views = shared.views().await;
+    let unset = views
+        .iter()
+        .any(|(id, view)| *id == group && view.raft.lease.reads.index.0 == 0);
+    if unset {
+        let (spec, deadline) = (shared.config.reads.clone(), shared.clock.now().after(PROBE_TIMEOUT));
+        let asked = shared.ask_host(|request| Event::SetReads {
+            request,
+            group,
+            spec,
+            deadline,
+        });
+        if let Err(error) = asked.await {
+            tracing::warn!(%error, "the wanted way to answer reads is not set yet");
+        }
+    }
+}
+
 /// Looks until the task is aborted.
 pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: HealthSwitch) {
     let mut failures = 0;
@@ -80,12 +108,14 @@ pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: He
                     .ask_host(|request| Event::Read {
                         request,
                         group: GroupId::FIRST_SHARD,
+                        footprint: Footprint::All,
                         deadline,
                     })
                     .await
                 {
                     Ok(_) => {
                         failures = 0;
+                        wish_reads(&shared).await;
                         Readiness {
                             ready: true,
                             reason: String::new(),

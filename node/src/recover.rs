@@ -137,6 +137,7 @@ mod tests {
                 term: Term(2),
                 vote: Some(MemberId(1)),
                 commit: Index(last),
+                ..HardState::default()
             },
             log_start: at(2, start),
             entries: entries.collect(),

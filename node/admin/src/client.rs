@@ -1,7 +1,7 @@
 //! A small client: one method per path, typed errors, a timeout on everything.
 
 use crate::{
-    AddLearnerRequest, BootstrapRequest, ConfigGuard, MemberList, NodeStatus, Problem, ShardList,
+    AddLearnerRequest, BootstrapRequest, ConfigGuard, MemberList, NodeStatus, Problem, ReadsRequest, ShardList,
     TransferLeaderRequest, paths,
 };
 use reqwest::{Method, RequestBuilder};
@@ -132,6 +132,19 @@ impl AdminClient {
         self.send(
             Method::POST,
             &paths::TRANSFER_LEADER.replace("{id}", &shard.to_string()),
+            Some(request),
+        )
+        .await
+    }
+
+    /// Has a shard answer reads in another way; only its leader does.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn set_reads(&self, shard: u64, request: &ReadsRequest) -> Result<ShardList, AdminError> {
+        self.send(
+            Method::PUT,
+            &paths::READS.replace("{id}", &shard.to_string()),
             Some(request),
         )
         .await

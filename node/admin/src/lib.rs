@@ -32,6 +32,8 @@ pub mod paths {
     pub const SHARDS: &str = "/v1/shards";
     /// POST `TransferLeaderRequest`.
     pub const TRANSFER_LEADER: &str = "/v1/shards/{id}/transfer-leader";
+    /// PUT `ReadsRequest`.
+    pub const READS: &str = "/v1/shards/{id}/reads";
     /// The OpenAPI document.
     pub const OPENAPI: &str = "/openapi.json";
 }
@@ -106,6 +108,89 @@ pub struct ShardStatus {
     pub learners: Vec<String>,
     /// How far each peer is, at the leader only.
     pub progress: Vec<PeerProgress>,
+    /// How linearizable reads are answered; absent from nodes that know of one way only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reads: Option<ReadsStatus>,
+}
+
+/// How linearizable reads can be answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum ReadMode {
+    /// By a round of messages of the leader.
+    ReadIndex,
+    /// By the leader alone, while it holds leases.
+    LeaderLease,
+    /// By every responder alone, while it holds leases.
+    RosterLease,
+}
+
+/// What the revision beside a read's answer tells, where a responder answers by itself.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub enum Revisions {
+    /// Nobody has seen a newer one: a local read waits for every write under way. What Kubernetes needs.
+    #[default]
+    Current,
+    /// It may be older than one seen elsewhere: a local read waits for writes of its own keys only.
+    OfKeys,
+}
+
+/// Which members answer reads of which keys.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadRange {
+    /// First key.
+    pub start: String,
+    /// First key behind the range; absent: all keys from `start` on.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub end: Option<String>,
+    /// Member ids.
+    pub members: Vec<String>,
+}
+
+/// Asks for another way to answer reads.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadsRequest {
+    /// The way.
+    pub mode: ReadMode,
+    /// Responders by range; absent: every voter, for all keys.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ranges: Option<Vec<ReadRange>>,
+    /// What revisions tell. Default `Current`; ranges that do not hold all keys need `OfKeys`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revisions: Option<Revisions>,
+    /// Length of a lease in milliseconds: for so long a dead responder may stop writes. Default 1000.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lease_millis: Option<u64>,
+}
+
+/// How linearizable reads are answered here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct ReadsStatus {
+    /// The way that is asked for.
+    pub mode: ReadMode,
+    /// What revisions tell.
+    pub revisions: Revisions,
+    /// Length of a lease in milliseconds.
+    pub lease_millis: u64,
+    /// Index of the entry that asked for it; 0: nobody did.
+    pub spec_index: u64,
+    /// The roster that this member takes part in, `term.epoch`; absent if it knows none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub roster: Option<String>,
+    /// Its responders beside the leader.
+    pub responders: Vec<String>,
+    /// Whether this member would answer a read without a message now.
+    pub local: bool,
+    /// Reads answered so, since the start.
+    pub local_reads: u64,
+    /// Of these, held for a write of their keys.
+    pub held_reads: u64,
+    /// Held ones that asked the leader after all.
+    pub bounced_reads: u64,
+    /// Reads that needed the leader.
+    pub index_reads: u64,
 }
 
 /// A peer as the leader sees it.

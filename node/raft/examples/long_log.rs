@@ -14,6 +14,7 @@ use althing_raft::entry::{ConfigState, Entry, HardState, Payload, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, Input, Output, RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
+use althing_raft::roster::Footprint;
 use bytes::Bytes;
 use std::time::{Duration, Instant};
 
@@ -33,6 +34,9 @@ fn config() -> Config {
         inflight_appends_max: 128,
         inflight_bytes_max: 16 << 20,
         uncommitted_bytes_max: usize::MAX,
+        drift_ppm: 10_000,
+        demote_after: Duration::from_millis(400),
+        footprint: Footprint::unknown,
     }
 }
 
@@ -65,6 +69,7 @@ impl Lead {
                 term: Term(1),
                 vote: None,
                 commit: last.index,
+                ..HardState::default()
             },
             applied: SnapshotMeta {
                 position: last,
@@ -72,6 +77,7 @@ impl Lead {
                     voters,
                     ..ConfigState::default()
                 },
+                ..SnapshotMeta::default()
             },
             log_start: LogPosition::default(),
             entries: entries(count),
@@ -109,6 +115,7 @@ impl Lead {
                 Body::Vote { .. } => Body::VoteReply { granted: true },
                 Body::Append { prev, entries, .. } if self.answers => Body::AppendAccepted {
                     last: entries.last().map_or(prev.index, |entry| entry.index),
+                    stamp: None,
                 },
                 _ => continue,
             };
@@ -143,7 +150,7 @@ fn main() {
         let mut lead = Lead::new(1, false);
         let batch = entries(count).into_iter().filter_map(|entry| match entry.payload {
             Payload::Command(command) => Some((RequestId(0), command)),
-            Payload::Noop | Payload::Config(_) => None,
+            Payload::Noop | Payload::Config(_) | Payload::Reads(_) => None,
         });
         lead.step(Input::Propose(batch.collect()));
         lead.measure()

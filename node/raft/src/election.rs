@@ -30,7 +30,9 @@ impl Raft {
         if term > self.term {
             self.term = term;
             self.vote = None;
+            self.acknowledged = Index::ZERO;
         }
+        self.minted = None;
         let led = self.role == Role::Leader;
         self.role = Role::Follower;
         self.settle_role();
@@ -112,7 +114,13 @@ impl Raft {
         }
         if self.heartbeat_deadline <= self.now {
             self.broadcast_heartbeat();
+            self.repeat_roster();
             self.probe_stalled();
+            self.note_progress();
+            self.review_due = true;
+        } else if self.demotion_deadline().is_none() {
+            // Somebody's silence is over its bound, or nobody's is under it.
+            self.review_due = true;
         }
     }
 
@@ -140,6 +148,7 @@ impl Raft {
                 self.role = Role::Candidate;
                 self.term = self.term.next();
                 self.vote = Some(self.config.id);
+                self.acknowledged = Index::ZERO;
                 (
                     self.term,
                     Body::Vote {
@@ -211,6 +220,7 @@ impl Raft {
         self.quorum_deadline = self.now.after(self.config.election_timeout);
         self.heartbeat_deadline = self.now.after(self.config.heartbeat_interval);
         self.term_start = self.log.push(self.term, Payload::Noop);
+        self.open_term();
         self.reads_gain_leadership();
     }
 
@@ -242,15 +252,35 @@ impl Raft {
             Body::Vote { last, .. } => self.on_vote(from, last),
             Body::VoteReply { granted } => self.on_ballot(Role::Candidate, from, granted),
             Body::Append { prev, entries, commit } => self.on_append(from, prev, entries, commit),
-            Body::AppendAccepted { last } => self.on_append_accepted(from, last),
+            Body::AppendAccepted { last, stamp } => {
+                self.on_append_accepted(from, last);
+                self.on_stamp(from, stamp);
+            }
             Body::AppendRejected { rejected, hint } => self.on_append_rejected(from, rejected, hint),
             Body::Heartbeat { commit, round } => self.on_heartbeat(from, commit, round),
-            Body::HeartbeatReply { round } => self.on_heartbeat_reply(from, round),
+            Body::HeartbeatReply { round, stamp } => {
+                self.on_heartbeat_reply(from, round);
+                self.on_stamp(from, stamp);
+            }
             Body::Snapshot { meta } => self.on_snapshot(from, meta),
             Body::TimeoutNow => self.on_timeout_now(from),
             Body::ReadIndex { request } => self.on_read_index(from, request),
             Body::ReadIndexReply { request, index } => self.on_read_index_reply(from, request, index),
             Body::Forward { commands } => self.on_forward(commands),
+            Body::Roster { roster } => self.on_roster(from, roster),
+            Body::LeaseRequest {
+                ballot,
+                sent,
+                incarnation,
+            } => self.on_lease_request(from, ballot, sent, incarnation),
+            Body::LeaseGrant {
+                ballot,
+                sent,
+                asker,
+                incarnation,
+            } => self.on_lease_grant(from, ballot, sent, asker, incarnation),
+            Body::Revoke { below, incarnation } => self.on_revoke(from, below, incarnation),
+            Body::Revoked { below, incarnation } => self.on_revoked(from, below, incarnation),
         }
     }
 
@@ -276,7 +306,7 @@ impl Raft {
                 self.become_follower(message.term, None);
                 true
             }
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } | Body::Roster { .. } => {
                 self.become_follower(message.term, Some(message.from));
                 true
             }
@@ -288,7 +318,11 @@ impl Raft {
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
-            | Body::Forward { .. } => {
+            | Body::Forward { .. }
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoke { .. }
+            | Body::Revoked { .. } => {
                 self.become_follower(message.term, None);
                 true
             }
@@ -303,10 +337,12 @@ impl Raft {
                 self.send(message.from, Body::PreVoteReply { granted: false });
             }
             Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } => {
+            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } | Body::Roster { .. } => {
                 Mark::LowerTermLeaderAnswered.hit();
-                self.send(message.from, Body::HeartbeatReply { round: 0 });
+                self.send(message.from, Body::HeartbeatReply { round: 0, stamp: None });
             }
+            // Letting go helps whoever asks, in whatever term; and it tells it of this one.
+            Body::Revoke { below, incarnation } => self.on_revoke(message.from, *below, *incarnation),
             Body::PreVoteReply { .. }
             | Body::VoteReply { .. }
             | Body::AppendAccepted { .. }
@@ -315,7 +351,10 @@ impl Raft {
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
-            | Body::Forward { .. } => {}
+            | Body::Forward { .. }
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoked { .. } => {}
         }
     }
 

@@ -2,8 +2,10 @@
 
 use crate::ids::{Index, LogPosition, MemberId, Term};
 use crate::mutant::Mutant;
+use crate::roster::{Ballot, ReadSpec, ReadsState};
 use bytes::Bytes;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// One log entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -36,6 +38,7 @@ impl Entry {
                 Payload::Noop => 0,
                 Payload::Command(bytes) => bytes.len(),
                 Payload::Config(change) => change.size_bytes(),
+                Payload::Reads(change) => change.spec.size_bytes(),
             }
     }
 }
@@ -49,6 +52,17 @@ pub enum Payload {
     Command(Bytes),
     /// A change of the configuration.
     Config(ConfigChange),
+    /// A change of how reads are answered.
+    Reads(ReadsChange),
+}
+
+/// Another way to answer reads, effective when applied. Any number may be under way: the last one holds.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ReadsChange {
+    /// Names the request, so that whoever asked can be answered when it is applied; 0 if nobody waits.
+    pub request: u64,
+    /// What is wanted from now on.
+    pub spec: ReadSpec,
 }
 
 /// One step of a membership change. One at a time per group, effective when applied (pitfall P8).
@@ -147,6 +161,22 @@ pub struct HardState {
     pub vote: Option<MemberId>,
     /// Known commit index; a hint, recoverable (pitfall P16).
     pub commit: Index,
+    /// What this member promised about rosters.
+    pub lease: LeaseState,
+}
+
+/// The durable part of read leases. All zero in a group that never had any.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct LeaseState {
+    /// Boots of this member since its group had leases: tells a grant of this life from an earlier one's.
+    pub incarnation: u64,
+    /// The newest roster that this member takes part in. Never goes back, also not in a crash: whoever said that its
+    /// promises for older rosters are dead must not make new ones.
+    pub adopted: Ballot,
+    /// Longest time for which it ever promised anything. A boot waits so long, because it forgot to whom (pitfall P24).
+    pub promise_max: Duration,
+    /// The configuration that the adopted roster was made for: only its members can hold promises.
+    pub config: Index,
 }
 
 /// The state a group starts from: what a snapshot or the applied state machine says.
@@ -156,4 +186,6 @@ pub struct SnapshotMeta {
     pub position: LogPosition,
     /// Configuration as of that entry.
     pub config: ConfigState,
+    /// How reads are answered as of that entry.
+    pub reads: ReadsState,
 }

@@ -48,6 +48,10 @@ counter!(
     /// A position in one group's log. The first entry has index 1.
     Index
 );
+counter!(
+    /// Numbers the rosters of one term, from 0 (`crate::roster`).
+    Epoch
+);
 id!(
     /// One Raft group. Group 0 is kept for the meta group; shards start at 1.
     GroupId

@@ -1,8 +1,11 @@
 //! The core's only door: `Input` in, `Output` out.
 
-use crate::entry::{ConfigChange, ConfigState, ConfigStep, Entry, HardState, Payload, SnapshotMeta};
+use crate::entry::{
+    ConfigChange, ConfigState, ConfigStep, Entry, HardState, LeaseState, Payload, ReadsChange, SnapshotMeta,
+};
 use crate::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use crate::message::Message;
+use crate::roster::{Ballot, Footprint, ReadsState, Roster};
 use bytes::Bytes;
 use std::time::Duration;
 
@@ -27,6 +30,13 @@ pub struct Config {
     pub inflight_bytes_max: usize,
     /// Bytes of uncommitted entries above which proposals are dropped (pitfall P27).
     pub uncommitted_bytes_max: usize,
+    /// How far the rate of any member's clock may be from true time, in parts per million; every lease is shorter for its holder
+    /// and longer for who grants it by this much. From [`crate::roster::DRIFT_PPM_MIN`] to [`crate::roster::DRIFT_PPM_MAX`].
+    pub drift_ppm: u32,
+    /// Silence after which a responder no longer counts as one, so that writes go on; several heartbeats.
+    pub demote_after: Duration,
+    /// Which keys a command writes. Pure, the same at every member and in every version, and never too little.
+    pub footprint: fn(&Bytes) -> Footprint,
 }
 
 /// What a group starts from after a boot: the applied state plus the durable log behind it.
@@ -66,6 +76,7 @@ impl Start {
                 term,
                 vote: None,
                 commit: Index(2),
+                lease: LeaseState::default(),
             },
             entries,
             ..Self::default()
@@ -88,8 +99,10 @@ pub enum Input {
     Propose(Vec<(RequestId, Bytes)>),
     /// Change the configuration; only a leader takes it.
     ProposeConfig(RequestId, ConfigChange),
-    /// A linearizable read wants its index.
-    ReadIndex(RequestId),
+    /// Answer reads in another way; only a leader takes it.
+    ProposeReads(RequestId, ReadsChange),
+    /// Linearizable reads want their index: each with the keys that it looks at. They came in before the `now` of this step.
+    Read(Vec<(RequestId, Footprint)>),
     /// Hand leadership to a voter, or to the most advanced one.
     TransferLeader(Option<MemberId>),
     /// A `Persist` of this number is durable, and so is every earlier one.
@@ -228,4 +241,57 @@ pub struct View {
     pub log_bytes: usize,
     /// Followers and learners, at the leader; empty elsewhere.
     pub progress: Vec<ProgressView>,
+    /// Read leases.
+    pub lease: LeaseView,
+}
+
+/// A promise or a grant, as an onlooker sees it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Promise {
+    /// The other side.
+    pub peer: MemberId,
+    /// For this roster.
+    pub ballot: Ballot,
+    /// Alive before this moment of this member's clock.
+    pub until: Now,
+}
+
+/// How reads went, since the start.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ReadCounts {
+    /// Answered from this member's state without a message.
+    pub local: u64,
+    /// Of these, after waiting for the newest write of their keys to commit.
+    pub held: u64,
+    /// Held ones that were asked of the leader after all.
+    pub bounced: u64,
+    /// Asked of the leader, or confirmed by a round of it.
+    pub by_index: u64,
+}
+
+/// A look at read leases.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct LeaseView {
+    /// The specification.
+    pub reads: ReadsState,
+    /// The roster that this member takes part in, as far as it knows it.
+    pub roster: Option<Roster>,
+    /// Its ballot, durable or about to be.
+    pub adopted: Ballot,
+    /// A newer one that waits for promises to die.
+    pub pending: Option<Ballot>,
+    /// At a leader: the roster that commits count under.
+    pub minted: Option<Ballot>,
+    /// Whether this member would answer a read locally now.
+    pub open: bool,
+    /// What it promised to others and to nobody in particular (a boot forgets whom), until when.
+    pub promises: Vec<Promise>,
+    /// Set after a boot: some promise to anybody may be alive until then.
+    pub quarantine: Option<Now>,
+    /// What others promised.
+    pub grants: Vec<Promise>,
+    /// Reads that wait for a write.
+    pub holding: usize,
+    /// Counts.
+    pub counts: ReadCounts,
 }

@@ -17,24 +17,30 @@
 //! 5. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
 //!
 //! # What is absent
-//! Ticks (deadlines instead), leases, many groups (`althing-shard`), the log's disk format (`althing-wal`), and everything
-//! about keys and values.
+//! Ticks (deadlines instead), many groups (`althing-shard`), the log's disk format (`althing-wal`), and what keys and values
+//! mean: of keys the core knows only which ones a command or a read touches ([`io::Config::footprint`]).
 
 mod config;
 mod election;
 pub mod entry;
+mod gate;
 pub mod ids;
 pub mod io;
+mod lease;
 mod log;
 pub mod mark;
 mod membership;
 pub mod message;
+mod mint;
 pub mod mutant;
 mod progress;
 mod raft;
 mod read;
 mod replication;
 mod rng;
+pub mod roster;
+pub mod spec_codec;
+mod touched;
 
 pub use membership::PROMOTE_LAG_MAX;
 pub use raft::Raft;

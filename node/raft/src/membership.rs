@@ -19,6 +19,8 @@ impl Raft {
         match self.check_config(&change) {
             Ok(()) => {
                 self.log.push(self.term, Payload::Config(change));
+                // No responders while the configuration changes.
+                self.review_due = true;
             }
             Err(reason) => self.drop_request(request, reason),
         }

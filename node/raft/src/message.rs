@@ -1,7 +1,8 @@
 //! What members of one group say to each other.
 
 use crate::entry::{Entry, SnapshotMeta};
-use crate::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use crate::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Now, Term};
+use crate::roster::{Ballot, Roster};
 use bytes::Bytes;
 
 /// A message between two members of one group.
@@ -57,6 +58,8 @@ pub enum Body {
     AppendAccepted {
         /// Last index that matches.
         last: Index,
+        /// The roster of this term that the sender takes part in, durably: all its promises for older ones are dead.
+        stamp: Option<Epoch>,
     },
     /// The receiver has no entry like `prev`.
     AppendRejected {
@@ -76,6 +79,8 @@ pub enum Body {
     HeartbeatReply {
         /// The round of the heartbeat.
         round: u64,
+        /// As in `AppendAccepted`. A leader tells its roster again to whoever does not name the present one.
+        stamp: Option<Epoch>,
     },
     /// "A snapshot for you is on its way": the bytes travel outside the core.
     Snapshot {
@@ -100,5 +105,44 @@ pub enum Body {
     Forward {
         /// The commands.
         commands: Vec<Bytes>,
+    },
+    /// The leader's roster, until its receiver is known to take part in it.
+    Roster {
+        /// All of it; its term is the message's.
+        roster: Roster,
+    },
+    /// "Promise me to take part in no newer roster than this one for a lease's length."
+    LeaseRequest {
+        /// The roster that the sender takes part in.
+        ballot: Ballot,
+        /// When the sender asks, by its own clock: its lease counts from here, so no delay can stretch it (pitfall P22).
+        sent: Now,
+        /// The sender's boot.
+        incarnation: u64,
+    },
+    /// The promise.
+    LeaseGrant {
+        /// As asked.
+        ballot: Ballot,
+        /// As asked.
+        sent: Now,
+        /// As asked.
+        asker: u64,
+        /// The granting member's boot.
+        incarnation: u64,
+    },
+    /// "Count no promise of mine for any roster before this one, also not one that is still under way."
+    Revoke {
+        /// The roster that the sender wants to move on to.
+        below: Ballot,
+        /// The sender's boot.
+        incarnation: u64,
+    },
+    /// Answer to `Revoke`: it is so.
+    Revoked {
+        /// As asked.
+        below: Ballot,
+        /// As asked.
+        incarnation: u64,
     },
 }

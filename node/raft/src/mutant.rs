@@ -78,6 +78,36 @@ mutants! {
     ApplyAgain,
     /// A read is served before the state machine has what it must show.
     ReadBeforeApply,
+    /// A boot forgets that it may have promised something (pitfall P24).
+    SkipQuarantine,
+    /// A boot forgets which roster it takes part in.
+    ForgetBallot,
+    /// A lease counts from when the promise came, not from when it was asked for (pitfall P22).
+    AnchorAtReceipt,
+    /// An acknowledgement is stamped for the next roster while promises for the last one live.
+    StampEarly,
+    /// Promises are forgotten, not revoked, when a newer roster shows up (defect D2).
+    ForgetPromises,
+    /// Copies count for a commit whatever roster their holder takes part in.
+    CountUnstamped,
+    /// Commits do not wait for responders.
+    SkipResponders,
+    /// A member reads locally before it has what older rosters committed.
+    SkipSafeIndex,
+    /// A responder looks for the newest write among committed entries only.
+    CommittedOnly,
+    /// Promises of learners count.
+    CountLearners,
+    /// Leases have no margin for clocks that run fast or slow.
+    NoDriftMargin,
+    /// A promise counts although it was revoked while under way.
+    AcceptLateGrant,
+    /// A promise counts although it was asked for in an earlier life, by another clock.
+    SkipIncarnation,
+    /// A new leader commits what earlier terms left before older rosters are dead.
+    ShowUncovered,
+    /// A promise counts although its time is over (defect D5).
+    IgnoreExpiry,
     /// A member takes what an earlier process of its own proposed for its own request.
     AnswerOfAnotherBoot,
     /// What a lost leader may have replicated is reported as certainly refused.
@@ -95,6 +125,12 @@ mutants! {
 }
 
 impl Mutant {
+    /// Whether it is a rule of read leases, which only runs with leases can show broken.
+    #[must_use]
+    pub fn of_leases(self) -> bool {
+        (Self::SkipQuarantine..=Self::IgnoreExpiry).contains(&self)
+    }
+
     /// Whether this rule is broken on the present thread.
     #[cfg(feature = "mutants")]
     #[must_use]

@@ -1,6 +1,6 @@
 //! How far a follower is, as its leader knows it. The states are etcd's.
 
-use crate::ids::{Index, Now};
+use crate::ids::{Epoch, Index, Now};
 use crate::mark::Mark;
 use crate::mutant::Mutant;
 use std::collections::VecDeque;
@@ -60,6 +60,12 @@ pub(crate) struct Progress {
     pub(crate) matched_at_beat: Index,
     /// The commit index that it was last told.
     pub(crate) commit_told: Index,
+    /// The newest roster of this term that it is known to take part in: its copies count for commits under that one.
+    pub(crate) stamp: Option<Epoch>,
+    /// What it last said that it takes part in.
+    pub(crate) said: Option<Epoch>,
+    /// When its log last grew, or lacked nothing.
+    pub(crate) advanced_at: Now,
 }
 
 impl Progress {
@@ -73,6 +79,9 @@ impl Progress {
             round: 0,
             matched_at_beat: Index::ZERO,
             commit_told: Index::ZERO,
+            stamp: None,
+            said: None,
+            advanced_at: now,
         }
     }
 

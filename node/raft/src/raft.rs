@@ -1,17 +1,21 @@
 //! One group's state machine: dispatch by input, and the end of every step.
 
-use crate::entry::{ConfigState, Entry, HardState, Payload, SnapshotMeta};
+use crate::entry::{ConfigState, Entry, HardState, LeaseState, Payload, SnapshotMeta};
+use crate::gate::Gate;
 use crate::ids::{Index, LogPosition, MemberId, Now, Term};
 use crate::io::{
     Config, DropReason, Input, Output, Persist, PersistSeq, ProgressView, RequestId, Role, Soft, Start, View,
 };
+use crate::lease::Lease;
 use crate::log::Log;
 use crate::mark::Mark;
 use crate::message::{Body, Message};
+use crate::mint::Minted;
 use crate::mutant::Mutant;
 use crate::progress::{Flow, Progress};
 use crate::read::Reads;
 use crate::rng::Rng;
+use crate::roster::{DRIFT_PPM_MAX, DRIFT_PPM_MIN, ReadsState};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// A leadership transfer under way.
@@ -32,6 +36,7 @@ struct Write {
     commit: Index,
     /// With it, the vote of that term.
     term: Term,
+    lease: LeaseState,
 }
 
 /// Consensus of one group at one member. See the crate's documentation for the shell's duties.
@@ -46,6 +51,8 @@ pub struct Raft {
     pub(crate) role: Role,
     pub(crate) leader: Option<MemberId>,
     pub(crate) members: ConfigState,
+    /// How reads are to be answered, as of the last entry handed out.
+    pub(crate) reads_state: ReadsState,
 
     pub(crate) log: Log,
     pub(crate) commit: Index,
@@ -66,6 +73,16 @@ pub struct Raft {
     /// The leader told this member to stand for election; until then it tries.
     pub(crate) stand_until: Option<Now>,
     pub(crate) reads: Reads,
+    pub(crate) gate: Gate,
+    pub(crate) lease: Lease,
+    /// At a leader: the roster that commits count under.
+    pub(crate) minted: Option<Minted>,
+    /// Whether the roster may have to change.
+    pub(crate) review_due: bool,
+    /// When this leader last left a responder out.
+    pub(crate) demoted_at: Option<Now>,
+    /// What this follower last acknowledged to the leader of the present term.
+    pub(crate) acknowledged: Index,
 
     hard_state_written: HardState,
     persist_next: PersistSeq,
@@ -91,8 +108,14 @@ impl Raft {
     /// handled like any other.
     ///
     /// # Panics
-    /// If the parts contradict each other: a hole in the log, or an applied index outside of it.
+    /// If the parts contradict each other: a hole in the log, or an applied index outside of it. If the drift bound is out of its
+    /// range.
     pub fn new(config: Config, start: Start, now: Now) -> (Self, Output) {
+        assert!(
+            (DRIFT_PPM_MIN..=DRIFT_PPM_MAX).contains(&config.drift_ppm),
+            "a drift bound of {} ppm is out of range",
+            config.drift_ppm
+        );
         let mut log = Log::recovered(start.log_start, start.entries);
         let at = start.applied.position;
         let applied = at.index;
@@ -119,6 +142,7 @@ impl Raft {
         if known < applied {
             Mark::BootCommitRaised.hit();
         }
+        let lease = Lease::booted(start.hard_state.lease, &start.applied.config, config.id, now);
         let mut raft = Self {
             rng: Rng::new(config.seed),
             now,
@@ -127,6 +151,7 @@ impl Raft {
             role: Role::Learner,
             leader: None,
             members: start.applied.config,
+            reads_state: start.applied.reads,
             log,
             commit,
             emitted: if Mutant::ApplyAgain.active() {
@@ -146,6 +171,12 @@ impl Raft {
             transfer: None,
             stand_until: None,
             reads: Reads::new(config.seed),
+            gate: Gate::default(),
+            lease,
+            minted: None,
+            review_due: false,
+            demoted_at: None,
+            acknowledged: Index::ZERO,
             hard_state_written: start.hard_state,
             persist_next: PersistSeq(1),
             persisted: PersistSeq(0),
@@ -175,15 +206,18 @@ impl Raft {
         (raft, out)
     }
 
-    /// Takes one input and says what to do. `now` never goes backwards; an earlier value counts as the latest seen.
+    /// Takes one input and says what to do. `now` was read after whatever the input carries had come in. It should never go
+    /// backwards; an earlier value counts as the latest seen, and voids all leases.
     pub fn step(&mut self, now: Now, input: Input) -> Output {
+        self.watch_clock(now);
         self.now = self.now.max(now);
         match input {
             Input::Tick => self.tick(),
             Input::Message(message) => self.receive(message),
             Input::Propose(commands) => self.propose(commands),
             Input::ProposeConfig(request, change) => self.propose_config(request, change),
-            Input::ReadIndex(request) => self.read_index(request),
+            Input::ProposeReads(request, change) => self.propose_reads(request, change),
+            Input::Read(reads) => self.read(reads),
             Input::TransferLeader(to) => self.transfer_leader(to),
             Input::Persisted(seq) => self.on_persisted(seq),
             Input::Applied(index) => self.on_applied(index),
@@ -200,11 +234,14 @@ impl Raft {
     pub fn next_deadline(&self) -> Option<Now> {
         let role = if self.role == Role::Leader {
             let transfer = self.transfer.map_or(self.quorum_deadline, |transfer| transfer.deadline);
-            Some(self.heartbeat_deadline.min(self.quorum_deadline).min(transfer))
+            let demotion = self.demotion_deadline().unwrap_or(self.quorum_deadline);
+            let beat = self.heartbeat_deadline.min(self.quorum_deadline);
+            Some(beat.min(transfer).min(demotion))
         } else {
             self.election_deadline
         };
-        role.into_iter().chain(self.reads.deadline()).min()
+        let reads = self.reads.deadline().into_iter().chain(self.held_deadline());
+        role.into_iter().chain(reads).chain(self.lease_deadline()).min()
     }
 
     /// A look inside, for status pages and tests.
@@ -230,6 +267,7 @@ impl Raft {
             first: self.log.first_index(),
             log_bytes: self.log.bytes(),
             progress,
+            lease: self.lease_view(),
         }
     }
 
@@ -300,6 +338,7 @@ impl Raft {
         assert!(seq < self.persist_next, "write {seq:?} was never asked for");
         self.persisted = self.persisted.max(seq);
         let mut term_durable = None;
+        let mut lease_durable = None;
         while let Some(write) = self.writes.front() {
             if write.seq > self.persisted {
                 break;
@@ -307,6 +346,7 @@ impl Raft {
             self.log.persisted(write.last);
             self.commit_durable = self.commit_durable.max(write.commit);
             term_durable = Some(write.term);
+            lease_durable = Some(write.lease);
             self.writes.pop_front();
         }
         if term_durable == Some(self.term) {
@@ -324,6 +364,9 @@ impl Raft {
                 Mark::HeldPromiseDropped.hit();
             }
         }
+        if let Some(durable) = lease_durable {
+            self.lease_durable(durable);
+        }
         if self.role == Role::Leader {
             self.advance_commit();
         }
@@ -335,24 +378,6 @@ impl Raft {
             "index {index} was applied before it was handed out"
         );
         self.applied = self.applied.max(index);
-    }
-
-    /// The leader's commit index: the largest index that a majority holds durably and that is of the leader's own
-    /// term (Raft paper, section 5.4.2). The one place where this is decided.
-    pub(crate) fn advance_commit(&mut self) {
-        let candidate = self.members.reached_by_majority(|voter| {
-            if voter == self.config.id {
-                self.log.stable().index
-            } else {
-                self.progress
-                    .get(&voter)
-                    .map_or(Index::ZERO, |progress| progress.copied())
-            }
-        });
-        let own_term = self.log.term_at(candidate) == Some(self.term) || Mutant::CommitEarlierTerm.active();
-        if candidate > self.commit && own_term {
-            self.commit = candidate;
-        }
     }
 
     /// The commit index that others may hear of. A leader first makes sure that it will remember a configuration change itself:
@@ -400,13 +425,22 @@ impl Raft {
                 self.log.first_index(),
             );
             self.emitted = to;
-            if let Some(Entry {
-                index,
-                payload: Payload::Config(change),
-                ..
-            }) = entries.last()
-            {
-                self.apply_config(&change.step, *index);
+            for entry in &entries {
+                match &entry.payload {
+                    Payload::Noop => self.review_due = true,
+                    Payload::Command(_) => {}
+                    Payload::Config(change) => {
+                        self.apply_config(&change.step, entry.index);
+                        self.review_due = true;
+                    }
+                    Payload::Reads(change) => {
+                        self.reads_state = ReadsState {
+                            spec: change.spec.clone(),
+                            index: entry.index,
+                        };
+                        self.review_due = true;
+                    }
+                }
             }
             self.out.apply.extend(entries);
             if self.role == Role::Leader {
@@ -419,13 +453,16 @@ impl Raft {
     fn resigns_at(&self, index: Index) -> bool {
         match self.log.get(index).map(|entry| &entry.payload) {
             Some(Payload::Config(change)) => self.resigns_by(&change.step, index),
-            Some(Payload::Noop | Payload::Command(_)) | None => false,
+            Some(Payload::Noop | Payload::Command(_) | Payload::Reads(_)) | None => false,
         }
     }
 
     fn finish(&mut self) -> Output {
         self.emit();
         self.stand();
+        self.review_roster();
+        self.settle_roster();
+        self.settle_held();
         self.reads_ready();
         if self.role == Role::Leader {
             if self.resigns && self.transfer.is_none() {
@@ -435,6 +472,7 @@ impl Raft {
             self.replicate();
             self.tell_commit();
         }
+        self.renew();
         self.persist();
         let same = self.soft_said.as_ref().is_some_and(|said| {
             (said.role, said.leader, said.term, said.config.index)
@@ -459,12 +497,14 @@ impl Raft {
             term: self.term,
             vote: self.vote,
             commit: self.commit,
+            lease: self.lease.state,
         };
+        let leased = hard_state.lease != self.hard_state_written.lease;
         let voted = (hard_state.term, hard_state.vote) != (self.hard_state_written.term, self.hard_state_written.vote);
         let config_waits = self
             .config_waits
             .is_some_and(|index| index > self.hard_state_written.commit);
-        if voted || config_waits || self.log.has_unwritten() || self.reset_to.is_some() {
+        if voted || leased || config_waits || self.log.has_unwritten() || self.reset_to.is_some() {
             let seq = self.persist_next;
             self.persist_next = PersistSeq(seq.0 + 1);
             // The commit index rides along with other writes. It is a hint, and worth a write of its own only for the sake
@@ -475,12 +515,13 @@ impl Raft {
                 self.hard_state_written = state;
             }
             let entries = self.log.take_unwritten();
-            let (last, commit, term) = (self.log.last(), self.commit, self.term);
+            let (last, commit, term, lease) = (self.log.last(), self.commit, self.term, self.lease.state);
             self.writes.push_back(Write {
                 seq,
                 last,
                 commit,
                 term,
+                lease,
             });
             self.out.persist = Some(Persist {
                 seq,
@@ -521,14 +562,10 @@ impl Raft {
         if !Mutant::SnapshotWithoutMembers.active() {
             self.members = meta.config;
         }
+        self.reads_state = meta.reads;
         self.settle_role();
         if let Some(leader) = self.leader {
-            self.send_durable(
-                leader,
-                Body::AppendAccepted {
-                    last: meta.position.index,
-                },
-            );
+            self.send_accepted(leader, meta.position.index);
         }
     }
 }

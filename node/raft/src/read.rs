@@ -10,7 +10,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 /// Reads that may wait at one member: far above what clients of one process keep open, far below what hurts.
-const READS_MAX: usize = 65_536;
+pub(crate) const READS_MAX: usize = 65_536;
 /// Rounds, or questions of a follower, under way. Reads that come meanwhile gather and share the next one.
 const ROUNDS_MAX: usize = 4;
 /// Askers among peers that may wait at a leader; each stands for a whole batch of one follower.
@@ -49,7 +49,8 @@ pub(crate) struct Reads {
     asked_leader: Option<MemberId>,
     /// Never used twice, also not by an earlier boot: it starts at random (pitfall P2).
     token: u64,
-    count: usize,
+    /// All reads of this member that are not answered, held ones (`crate::gate`) as well.
+    pub(crate) count: usize,
     patience: Option<Duration>,
 }
 
@@ -88,11 +89,8 @@ impl Reads {
 }
 
 impl Raft {
+    /// Takes a read whose place in `READS_MAX` is free.
     pub(crate) fn read_index(&mut self, request: RequestId) {
-        if self.reads.count >= READS_MAX {
-            self.drop_request(request, DropReason::Overloaded);
-            return;
-        }
         self.reads.patience = Some(self.config.election_timeout * PATIENCE_ELECTION_TIMEOUTS);
         self.reads.count += 1;
         self.reads.waiting.push_back((request, self.now));
@@ -150,6 +148,20 @@ impl Raft {
         // Pitfall P1: before its no-op commits, a leader does not know what is committed.
         if !self.committed_in_term() && !Mutant::ReadBeforeOwnTerm.active() {
             Mark::ReadWaitsForOwnTerm.hit();
+            return;
+        }
+        if self.gate_open() {
+            // A lease at the `now` of this step says what a round would: nobody has committed anything else.
+            let index = self.commit;
+            let local = self.reads.waiting.drain(..).collect();
+            self.answer(local, index);
+            for (peer, request) in std::mem::take(&mut self.reads.peers_waiting) {
+                let index = Some(index);
+                self.send(peer, Body::ReadIndexReply { request, index });
+            }
+            return;
+        }
+        if self.reads.rounds.len() >= ROUNDS_MAX {
             return;
         }
         let local: Vec<_> = self.reads.waiting.drain(..).collect();

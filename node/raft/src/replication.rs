@@ -189,17 +189,14 @@ impl Raft {
         }
         if prev.index < self.commit {
             Mark::AppendBelowCommit.hit();
-            self.send_durable(from, Body::AppendAccepted { last: self.commit });
+            self.send_accepted(from, self.commit);
             return;
         }
         if self.log.contains(prev) || Mutant::AppendWithoutMatch.active() {
             let last = entries.last().map_or(prev.index, |entry| entry.index);
             self.log.append_after_match(entries, self.commit);
             self.commit_to(commit.min(last));
-            if Mutant::AckBeforePersist.active() {
-                return self.send(from, Body::AppendAccepted { last });
-            }
-            self.send_durable(from, Body::AppendAccepted { last });
+            self.send_accepted(from, last);
         } else {
             let hint = self.log.last_at_most(prev.index, prev.term);
             self.send(
@@ -209,6 +206,18 @@ impl Raft {
                     hint,
                 },
             );
+        }
+    }
+
+    /// Acknowledges the log up to `last`, once it is durable, with this member's stamp.
+    pub(crate) fn send_accepted(&mut self, leader: MemberId, last: Index) {
+        self.acknowledged = self.acknowledged.max(last);
+        let stamp = self.stamp();
+        let body = Body::AppendAccepted { last, stamp };
+        if Mutant::AckBeforePersist.active() {
+            self.send(leader, body);
+        } else {
+            self.send_durable(leader, body);
         }
     }
 
@@ -235,6 +244,7 @@ impl Raft {
             return;
         };
         if progress.accepted(last, log_start) {
+            progress.advanced_at = self.now;
             self.advance_commit();
         }
     }
@@ -262,7 +272,8 @@ impl Raft {
         if self.installing.is_none() {
             self.commit_to(commit);
         }
-        self.send(from, Body::HeartbeatReply { round });
+        let stamp = self.stamp();
+        self.send(from, Body::HeartbeatReply { round, stamp });
     }
 
     pub(crate) fn on_heartbeat_reply(&mut self, from: MemberId, round: u64) {
@@ -296,7 +307,7 @@ impl Raft {
             self.commit_to(meta.position.index);
         }
         if meta.position.index <= self.commit {
-            self.send_durable(from, Body::AppendAccepted { last: self.commit });
+            self.send_accepted(from, self.commit);
             return;
         }
         self.installing = Some(meta.clone());

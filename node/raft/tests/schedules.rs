@@ -7,11 +7,13 @@ mod kit;
 
 use althing_raft::entry::{ConfigStep, JointTarget};
 use althing_raft::ids::MemberId;
-use althing_raft::io::{Input, RequestId};
-use kit::{Disk, ELECTION, Net, Rng, id};
+use althing_raft::io::Input;
+use althing_raft::roster::{Footprint, ReadMode, ResponderRange, Responders, Span};
+use kit::{Disk, ELECTION, Net, Rng, command, id};
 
-/// Runs one schedule; the seed names everything that happens in it.
-fn run(seed: u64) {
+/// Runs one schedule; the seed names everything that happens in it. With leases, members read in all modes all along, and the kit
+/// checks every answer.
+fn run(seed: u64, leases: bool) {
     let mut rng = Rng(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut net = Net::new(1 + 2 * rng.below(3));
     net.instant_disk = rng.below(4) == 0;
@@ -22,13 +24,16 @@ fn run(seed: u64) {
     for _ in 0..600 {
         let members: Vec<MemberId> = net.nodes.keys().copied().collect();
         let pick = members[usize::try_from(rng.below(members.len() as u64)).unwrap()];
-        match rng.below(104) {
+        match rng.below(if leases { 107 } else { 104 }) {
             0..=54 if !net.mail.is_empty() => {
                 // Mostly in order, sometimes not.
                 let window = if rng.below(5) == 0 { net.mail.len() } else { 1 };
                 let at = usize::try_from(rng.below(window as u64)).unwrap();
                 match rng.below(40) {
-                    0 => drop(net.mail.remove(at)),
+                    0 => {
+                        let lost = net.mail.remove(at);
+                        net.lose(&lost);
+                    }
                     1 => {
                         let again = net.mail[at].clone();
                         net.mail.push(again);
@@ -40,9 +45,26 @@ fn run(seed: u64) {
             65..=77 => net.persist(pick, 1),
             78..=87 => {
                 proposed += 1;
-                net.propose(pick, &format!("c{proposed}"));
+                let key = if leases {
+                    format!("k{}=", rng.below(3))
+                } else {
+                    String::new()
+                };
+                net.propose(pick, &format!("{key}c{proposed}"));
             }
-            88 | 89 => net.step(pick, Input::ReadIndex(RequestId(proposed))),
+            88 | 89 => {
+                let keys = if !leases || rng.below(2) == 0 {
+                    Footprint::All
+                } else {
+                    Footprint::key(command(&format!("k{}", rng.below(3))))
+                };
+                // Each member: a committed write is looked for where it may be missing.
+                for member in members {
+                    if leases || member == pick {
+                        net.read(member.0, keys.clone());
+                    }
+                }
+            }
             90 => {
                 net.crash(pick);
                 net.boot(pick);
@@ -78,6 +100,26 @@ fn run(seed: u64) {
                 }
                 net.change(pick, ConfigStep::EnterJoint(target));
             }
+            _ if leases && net.leader().is_some() => {
+                let lease = ELECTION * (1 + u32::try_from(rng.below(3)).unwrap()) / 2;
+                let mode = match rng.below(6) {
+                    0 => ReadMode::ReadIndex,
+                    1 => ReadMode::LeaderLease,
+                    _ => ReadMode::RosterLease,
+                };
+                let some = ResponderRange {
+                    span: Span::Range {
+                        start: command("k1"),
+                        end: None,
+                    },
+                    members: [id(1), id(2)].into(),
+                };
+                let responders = match rng.below(4) {
+                    0 => Responders::Ranges(vec![some]),
+                    _ => Responders::All,
+                };
+                net.set_reads(mode, responders, lease);
+            }
             _ => {}
         }
     }
@@ -102,10 +144,17 @@ fn run(seed: u64) {
     assert!(!config.is_joint(), "seed {seed}: a joint configuration was not left");
     let voters = config.voters;
     let expected = net.commands(leader.0);
+    let views = || {
+        net.nodes
+            .values()
+            .filter_map(|node| Some(node.raft.as_ref()?.view()))
+            .collect::<Vec<_>>()
+    };
     assert_eq!(
         expected.last().map(String::as_str),
         Some("last"),
-        "seed {seed}: the command did not commit"
+        "seed {seed}: the command did not commit; {:#?}",
+        views()
     );
     for voter in voters {
         assert_eq!(
@@ -129,6 +178,11 @@ fn compact(net: &mut Net, member: MemberId, index: althing_raft::ids::Index) {
     }
     node.disk.snapshot.position = position;
     node.disk.snapshot.config = node.config.clone();
+    node.disk.snapshot.reads = node
+        .raft
+        .as_ref()
+        .map(|raft| raft.view().lease.reads)
+        .unwrap_or_default();
     node.disk.start = position;
     node.disk.entries.retain(|e| e.index > index);
     net.step(member, Input::Compact(index));
@@ -137,7 +191,18 @@ fn compact(net: &mut Net, member: MemberId, index: althing_raft::ids::Index) {
 #[test]
 fn no_schedule_breaks_safety_and_all_end_in_agreement() {
     for seed in 0..1_500 {
-        let outcome = std::panic::catch_unwind(|| run(seed));
+        let outcome = std::panic::catch_unwind(|| run(seed, false));
+        if let Err(panic) = outcome {
+            eprintln!("seed {seed} failed");
+            std::panic::resume_unwind(panic);
+        }
+    }
+}
+
+#[test]
+fn no_schedule_with_leases_lets_a_read_miss_what_was_committed_before_it() {
+    for seed in 0..3_000 {
+        let outcome = std::panic::catch_unwind(|| run(seed, true));
         if let Err(panic) = outcome {
             eprintln!("seed {seed} failed");
             std::panic::resume_unwind(panic);

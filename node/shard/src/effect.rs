@@ -5,6 +5,7 @@ use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{RequestId, Soft};
 use althing_raft::message::Message;
+use althing_raft::roster::{Footprint, ReadSpec, ReadsState, SpecError};
 use althing_wal::GroupWrite;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -33,7 +34,20 @@ pub enum Event {
         request: RequestId,
         /// The group.
         group: GroupId,
+        /// The keys that it looks at.
+        footprint: Footprint,
         /// When the client stops waiting.
+        deadline: Now,
+    },
+    /// Somebody wants reads answered in another way.
+    SetReads {
+        /// Answered under this name.
+        request: RequestId,
+        /// The group.
+        group: GroupId,
+        /// How.
+        spec: ReadSpec,
+        /// When the asker stops waiting.
         deadline: Now,
     },
     /// Somebody wants the configuration changed.
@@ -215,6 +229,7 @@ impl Item {
             Work::Noop => 0,
             Work::Command { command, .. } => command.len(),
             Work::Configure { change, .. } => change.context.len(),
+            Work::Reads { state } => state.spec.size_bytes(),
         }
     }
 }
@@ -238,6 +253,11 @@ pub enum Work {
         /// The configuration after it.
         state: ConfigState,
     },
+    /// Record how reads are answered.
+    Reads {
+        /// From here on.
+        state: ReadsState,
+    },
 }
 
 /// Good answers of the host itself; results of commands come from the state machine.
@@ -251,6 +271,11 @@ pub enum Done {
     /// The configuration changed by the entry at this index.
     Configured {
         /// The new guard.
+        index: Index,
+    },
+    /// Reads are answered as the entry at this index says.
+    ReadsSet {
+        /// The entry.
         index: Index,
     },
     /// Somebody else leads.
@@ -293,6 +318,9 @@ pub enum Refusal {
     /// The change makes no sense now (unknown member, last voter, already there).
     #[error("the change does not fit the present configuration")]
     ChangeInvalid,
+    /// How reads should be answered makes no sense.
+    #[error(transparent)]
+    SpecInvalid(SpecError),
     /// The learner has not caught up.
     #[error("the learner has not caught up")]
     LearnerBehind,

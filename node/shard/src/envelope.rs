@@ -7,6 +7,7 @@
 //! Little-endian. `nonce` is drawn at each boot, so that an entry of an earlier life never completes a request of this one.
 
 use althing_raft::ids::MemberId;
+use althing_raft::roster::Footprint;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// Version that this build writes.
@@ -74,6 +75,15 @@ impl Envelope {
             command: bytes,
         })
     }
+}
+
+/// Which keys an enveloped command of the state machine writes; all of them if it cannot be read. For
+/// [`althing_raft::io::Config::footprint`].
+#[must_use]
+pub fn footprint(entry: &Bytes) -> Footprint {
+    Envelope::decode(entry.clone()).map_or(Footprint::All, |envelope| {
+        althing_store::footprint::written_by(envelope.command)
+    })
 }
 
 #[cfg(test)]

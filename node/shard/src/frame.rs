@@ -8,9 +8,12 @@
 //! `HelloReply`; after that come `Messages` in one direction, or a snapshot. One frame holds messages of all groups. Decoding takes
 //! nothing on trust: lengths are checked before anything is sliced or reserved.
 
+use crate::lease_frame;
 use althing_raft::entry::{ConfigState, SnapshotMeta};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use althing_raft::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Term};
 use althing_raft::message::{Body, Message};
+use althing_raft::roster::ReadsState;
+use althing_raft::spec_codec;
 use althing_wal::codec::{self, CodecError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::BTreeSet;
@@ -138,6 +141,8 @@ const SNAPSHOT_CHUNK: u8 = 5;
 const SNAPSHOT_END: u8 = 6;
 const SNAPSHOT_REPLY: u8 = 7;
 const SNAPSHOT_FROM: u8 = 8;
+/// A head that also says how reads are answered; where that is the default, the plain head is sent.
+const SNAPSHOT_HEAD_READS: u8 = 9;
 
 /// A frame's header, checked against the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -194,6 +199,12 @@ impl Header {
                 transfer: get_u64(buf, "transfer")?,
             }),
             SNAPSHOT_FROM => Frame::SnapshotFrom(buf.split_to(buf.len())),
+            SNAPSHOT_HEAD_READS => Frame::SnapshotHead(SnapshotHead {
+                group: GroupId(get_u64(buf, "group")?),
+                term: Term(get_u64(buf, "term")?),
+                meta: decode_meta_reads(buf)?,
+                transfer: get_u64(buf, "transfer")?,
+            }),
             SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
             SNAPSHOT_END => Frame::SnapshotEnd,
             SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
@@ -258,12 +269,15 @@ impl Frame {
             Self::Messages(messages) => seal(MESSAGES, |out| {
                 messages.iter().for_each(|message| encode_message(message, out))
             }),
-            Self::SnapshotHead(head) => seal(SNAPSHOT_HEAD, |out| {
-                out.put_u64_le(head.group.0);
-                out.put_u64_le(head.term.0);
-                encode_meta(&head.meta, out);
-                out.put_u64_le(head.transfer);
-            }),
+            Self::SnapshotHead(head) => {
+                let plain = head.meta.reads == ReadsState::default();
+                seal(if plain { SNAPSHOT_HEAD } else { SNAPSHOT_HEAD_READS }, |out| {
+                    out.put_u64_le(head.group.0);
+                    out.put_u64_le(head.term.0);
+                    encode_meta(&head.meta, out);
+                    out.put_u64_le(head.transfer);
+                })
+            }
             Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, |out| out.put_slice(bytes)),
             Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, |out| out.put_slice(bytes)),
             Self::SnapshotEnd => seal(SNAPSHOT_END, |_| {}),
@@ -317,6 +331,11 @@ const TIMEOUT_NOW: u8 = 11;
 const READ_INDEX: u8 = 12;
 const READ_INDEX_REPLY: u8 = 13;
 const FORWARD: u8 = 14;
+/// As `APPEND_ACCEPTED`, `HEARTBEAT_REPLY` and `SNAPSHOT`, with more: groups that never had leases send the forms that
+/// earlier versions know.
+const APPEND_STAMPED: u8 = 15;
+const HEARTBEAT_STAMPED: u8 = 16;
+const SNAPSHOT_READS: u8 = 17;
 
 fn encode_message(message: &Message, out: &mut BytesMut) {
     out.put_u64_le(message.group.0);
@@ -349,9 +368,17 @@ fn encode_message(message: &Message, out: &mut BytesMut) {
             put_count(entries.len(), out);
             entries.iter().for_each(|entry| codec::encode_entry(entry, out));
         }
-        Body::AppendAccepted { last } => {
+        Body::AppendAccepted { last, stamp: None } => {
             out.put_u8(APPEND_ACCEPTED);
             out.put_u64_le(last.0);
+        }
+        Body::AppendAccepted {
+            last,
+            stamp: Some(stamp),
+        } => {
+            out.put_u8(APPEND_STAMPED);
+            out.put_u64_le(last.0);
+            out.put_u64_le(stamp.0);
         }
         Body::AppendRejected { rejected, hint } => {
             out.put_u8(APPEND_REJECTED);
@@ -363,14 +390,37 @@ fn encode_message(message: &Message, out: &mut BytesMut) {
             out.put_u64_le(commit.0);
             out.put_u64_le(*round);
         }
-        Body::HeartbeatReply { round } => {
+        Body::HeartbeatReply { round, stamp: None } => {
             out.put_u8(HEARTBEAT_REPLY);
             out.put_u64_le(*round);
         }
+        Body::HeartbeatReply {
+            round,
+            stamp: Some(stamp),
+        } => {
+            out.put_u8(HEARTBEAT_STAMPED);
+            out.put_u64_le(*round);
+            out.put_u64_le(stamp.0);
+        }
         Body::Snapshot { meta } => {
-            out.put_u8(SNAPSHOT);
+            let plain = meta.reads == ReadsState::default();
+            out.put_u8(if plain { SNAPSHOT } else { SNAPSHOT_READS });
             encode_meta(meta, out);
         }
+        Body::Roster { roster } => lease_frame::encode_roster(roster, out),
+        Body::LeaseRequest {
+            ballot,
+            sent,
+            incarnation,
+        } => lease_frame::encode_request(*ballot, *sent, *incarnation, out),
+        Body::LeaseGrant {
+            ballot,
+            sent,
+            asker,
+            incarnation,
+        } => lease_frame::encode_grant(*ballot, *sent, *asker, *incarnation, out),
+        Body::Revoke { below, incarnation } => lease_frame::encode_revoke(*below, *incarnation, out),
+        Body::Revoked { below, incarnation } => lease_frame::encode_revoked(*below, *incarnation, out),
         Body::TimeoutNow => out.put_u8(TIMEOUT_NOW),
         Body::ReadIndex { request } => {
             out.put_u8(READ_INDEX);
@@ -422,6 +472,11 @@ fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
         }
         APPEND_ACCEPTED => Body::AppendAccepted {
             last: Index(get_u64(buf, "append reply")?),
+            stamp: None,
+        },
+        APPEND_STAMPED => Body::AppendAccepted {
+            last: Index(get_u64(buf, "append reply")?),
+            stamp: Some(Epoch(get_u64(buf, "append reply")?)),
         },
         APPEND_REJECTED => Body::AppendRejected {
             rejected: Index(get_u64(buf, "append reply")?),
@@ -433,10 +488,19 @@ fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
         },
         HEARTBEAT_REPLY => Body::HeartbeatReply {
             round: get_u64(buf, "heartbeat reply")?,
+            stamp: None,
+        },
+        HEARTBEAT_STAMPED => Body::HeartbeatReply {
+            round: get_u64(buf, "heartbeat reply")?,
+            stamp: Some(Epoch(get_u64(buf, "heartbeat reply")?)),
         },
         SNAPSHOT => Body::Snapshot {
             meta: decode_meta(buf)?,
         },
+        SNAPSHOT_READS => Body::Snapshot {
+            meta: decode_meta_reads(buf)?,
+        },
+        tag @ lease_frame::ROSTER..=lease_frame::REVOKED => lease_frame::decode(tag, buf)?,
         TIMEOUT_NOW => Body::TimeoutNow,
         READ_INDEX => Body::ReadIndex {
             request: get_u64(buf, "read index")?,
@@ -526,6 +590,20 @@ fn encode_meta(meta: &SnapshotMeta, out: &mut BytesMut) {
     if config.is_joint() {
         put_members(&config.outgoing, 0, out);
     }
+    if meta.reads != ReadsState::default() {
+        out.put_u64_le(meta.reads.index.0);
+        spec_codec::encode_spec(&meta.reads.spec, out);
+    }
+}
+
+fn decode_meta_reads(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
+    let meta = decode_meta(buf)?;
+    let index = Index(get_u64(buf, "snapshot")?);
+    let spec = spec_codec::decode_spec(buf).map_err(CodecError::from)?;
+    Ok(SnapshotMeta {
+        reads: ReadsState { spec, index },
+        ..meta
+    })
 }
 
 fn put_members(members: &BTreeSet<MemberId>, flag: u32, out: &mut BytesMut) {
@@ -557,6 +635,7 @@ fn decode_meta(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
             learners,
             index,
         },
+        ..SnapshotMeta::default()
     })
 }
 

@@ -1,7 +1,10 @@
 use super::*;
 use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
+use althing_raft::ids::Now;
+use althing_raft::roster::{Ballot, ReadMode, ReadSpec, ResponderRange, Responders, Revisions, Roster, Span};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
+use std::time::Duration;
 
 fn read(bytes: &Bytes) -> Result<Frame, FrameError> {
     let header: [u8; HEADER_BYTES] = bytes[..HEADER_BYTES].try_into().unwrap();
@@ -22,15 +25,93 @@ fn position() -> impl Strategy<Value = LogPosition> {
 fn meta() -> impl Strategy<Value = SnapshotMeta> {
     let members = || btree_set(any::<u64>().prop_map(MemberId), 0..5);
     let lists = (members(), members(), members());
-    (position(), lists, any::<u64>()).prop_map(|(position, (voters, outgoing, learners), index)| SnapshotMeta {
-        position,
-        config: ConfigState {
-            voters,
-            outgoing,
-            learners,
-            index: Index(index),
-        },
+    (position(), lists, any::<u64>(), reads()).prop_map(|(position, (voters, outgoing, learners), index, reads)| {
+        SnapshotMeta {
+            position,
+            config: ConfigState {
+                voters,
+                outgoing,
+                learners,
+                index: Index(index),
+            },
+            reads,
+        }
     })
+}
+
+fn ranges() -> impl Strategy<Value = Vec<ResponderRange>> {
+    let span = prop_oneof![
+        bytes().prop_map(Span::Key),
+        (bytes(), proptest::option::of(bytes())).prop_map(|(start, end)| Span::Range { start, end }),
+    ];
+    let range = (span, btree_set(any::<u64>().prop_map(MemberId), 0..4))
+        .prop_map(|(span, members)| ResponderRange { span, members });
+    vec(range, 0..3)
+}
+
+fn reads() -> impl Strategy<Value = ReadsState> {
+    let wished = (ranges(), any::<u64>(), 1..u64::MAX).prop_map(|(ranges, lease, index)| ReadsState {
+        spec: ReadSpec {
+            mode: ReadMode::RosterLease,
+            responders: Responders::Ranges(ranges),
+            revisions: Revisions::OfKeys,
+            lease: Duration::from_nanos(lease),
+        },
+        index: Index(index),
+    });
+    prop_oneof![Just(ReadsState::default()), wished]
+}
+
+fn ballot() -> impl Strategy<Value = Ballot> {
+    (any::<u64>(), any::<u64>()).prop_map(|(term, epoch)| Ballot {
+        term: Term(term),
+        epoch: Epoch(epoch),
+    })
+}
+
+fn lease_body() -> impl Strategy<Value = Body> {
+    let roster = (ballot(), any::<(u64, u64, u64, u64)>(), ranges()).prop_map(
+        |(ballot, (leader, config, lease, safe), ranges)| Body::Roster {
+            roster: Roster {
+                ballot,
+                leader: MemberId(leader),
+                config: Index(config),
+                lease: Duration::from_nanos(lease),
+                ranges,
+                revisions: if leader % 2 == 0 {
+                    Revisions::Current
+                } else {
+                    Revisions::OfKeys
+                },
+                safe: Index(safe),
+            },
+        },
+    );
+    let named = (0..4u8, ballot(), any::<(u64, u64, u64)>()).prop_map(|(kind, ballot, (sent, asker, incarnation))| {
+        let sent = Now(sent);
+        match kind {
+            0 => Body::LeaseRequest {
+                ballot,
+                sent,
+                incarnation,
+            },
+            1 => Body::LeaseGrant {
+                ballot,
+                sent,
+                asker,
+                incarnation,
+            },
+            2 => Body::Revoke {
+                below: ballot,
+                incarnation,
+            },
+            _ => Body::Revoked {
+                below: ballot,
+                incarnation,
+            },
+        }
+    });
+    prop_oneof![roster, named]
 }
 
 fn entry() -> impl Strategy<Value = Entry> {
@@ -61,7 +142,11 @@ fn body() -> impl Strategy<Value = Body> {
             entries,
             commit: Index(commit)
         }),
-        any::<u64>().prop_map(|last| Body::AppendAccepted { last: Index(last) }),
+        any::<(u64, Option<u64>)>().prop_map(|(last, stamp)| Body::AppendAccepted {
+            last: Index(last),
+            stamp: stamp.map(Epoch),
+        }),
+        lease_body(),
         (any::<u64>(), position()).prop_map(|(rejected, hint)| Body::AppendRejected {
             rejected: Index(rejected),
             hint
@@ -70,7 +155,10 @@ fn body() -> impl Strategy<Value = Body> {
             commit: Index(commit),
             round
         }),
-        any::<u64>().prop_map(|round| Body::HeartbeatReply { round }),
+        any::<(u64, Option<u64>)>().prop_map(|(round, stamp)| Body::HeartbeatReply {
+            round,
+            stamp: stamp.map(Epoch),
+        }),
         meta().prop_map(|meta| Body::Snapshot { meta }),
         Just(Body::TimeoutNow),
         any::<u64>().prop_map(|request| Body::ReadIndex { request }),
@@ -194,6 +282,7 @@ fn a_snapshot_of_a_plain_configuration_is_announced_as_before_joint_consensus() 
                 index: Index(5),
                 ..ConfigState::default()
             },
+            reads: ReadsState::default(),
         },
         transfer: 6,
     });

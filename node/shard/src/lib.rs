@@ -17,6 +17,7 @@ pub mod effect;
 pub mod envelope;
 pub mod frame;
 pub mod host;
+mod lease_frame;
 mod pending;
 pub mod policy;
 

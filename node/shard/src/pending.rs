@@ -65,6 +65,12 @@ impl Requests {
         true
     }
 
+    pub(crate) fn is_read(&self, request: RequestId) -> bool {
+        self.all
+            .get(&request)
+            .is_some_and(|pending| pending.stage == Stage::Read)
+    }
+
     pub(crate) fn len(&self) -> usize {
         self.all.len()
     }

@@ -4,6 +4,7 @@ use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, JointTarge
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
+use althing_raft::roster::Footprint;
 use althing_shard::envelope::BootNonce;
 use althing_shard::policy::CutPolicy;
 use althing_shard::{Done, Effect, Event, GroupStart, Host, HostConfig, Refusal, Work};
@@ -63,6 +64,9 @@ fn core_config(id: MemberId, seed: u64) -> Config {
         inflight_appends_max: 16,
         inflight_bytes_max: 1 << 20,
         uncommitted_bytes_max: 1 << 20,
+        drift_ppm: 10_000,
+        demote_after: HEARTBEAT * 4,
+        footprint: althing_shard::envelope::footprint,
     }
 }
 
@@ -99,6 +103,7 @@ impl Cluster {
             term: Term(1),
             vote: None,
             commit: Index(2),
+            ..HardState::default()
         };
         cluster.start(me, log, hard_state, SnapshotMeta::default(), Vec::new());
         cluster
@@ -221,6 +226,7 @@ impl Cluster {
                                 node.results.extend(waiter);
                             }
                             Work::Configure { state, .. } => node.applied.config = state,
+                            Work::Reads { state } => node.applied.reads = state,
                         }
                     }
                     node.applied.position = position;
@@ -346,6 +352,7 @@ impl Cluster {
             vec![Event::Read {
                 request,
                 group: GROUP,
+                footprint: Footprint::All,
                 deadline,
             }],
         );
@@ -453,6 +460,7 @@ fn all_requests_of_a_turn_share_one_write_and_one_message_per_peer() {
             Event::Read {
                 request: RequestId(id + 1000),
                 group: GROUP,
+                footprint: Footprint::All,
                 deadline,
             },
         ]
@@ -741,6 +749,7 @@ fn an_entry_of_an_earlier_boot_answers_nobody() {
         vec![Event::Read {
             request: put,
             group: GROUP,
+            footprint: Footprint::All,
             deadline,
         }],
     );

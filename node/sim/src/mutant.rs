@@ -3,6 +3,7 @@
 //! A search that finds nothing proves something only if it finds what is there. So every rule has a way to be broken, and a
 //! test holds that the simulator notices each.
 
+use crate::profile::Profile;
 use althing_raft::mutant::Mutant as CoreMutant;
 use std::fmt;
 use std::str::FromStr;
@@ -54,6 +55,15 @@ impl Mutant {
     pub fn all() -> impl Iterator<Item = Self> {
         let core = CoreMutant::ALL.iter().copied().map(Self::Core);
         core.chain(Sabotage::ALL.into_iter().map(Self::Shell))
+    }
+
+    /// The weather in which it shows.
+    #[must_use]
+    pub fn weather(self) -> Profile {
+        match self {
+            Self::Core(core) if core.of_leases() => Profile::LeaseHeavy,
+            Self::Core(_) | Self::Shell(_) => Profile::Swarm,
+        }
     }
 }
 

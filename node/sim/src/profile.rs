@@ -12,11 +12,17 @@ pub enum Profile {
     /// Each seed tries another mixture of faults (Groce et al., "Swarm testing", ISSTA 2012).
     #[default]
     Swarm,
+    /// The same with read leases: mostly reads, at every member, in modes that change, on clocks that run fast and slow within
+    /// the bound.
+    LeaseHeavy,
+    /// The same on clocks beyond the bound. Reads under leases may be stale then, which is expected and counted; nothing else
+    /// may break.
+    WildClocks,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 2] = [Self::Calm, Self::Swarm];
+    pub const ALL: [Self; 4] = [Self::Calm, Self::Swarm, Self::LeaseHeavy, Self::WildClocks];
 }
 
 impl fmt::Display for Profile {
@@ -24,6 +30,8 @@ impl fmt::Display for Profile {
         f.pad(match self {
             Self::Calm => "calm",
             Self::Swarm => "swarm",
+            Self::LeaseHeavy => "lease-heavy",
+            Self::WildClocks => "wild-clocks",
         })
     }
 }

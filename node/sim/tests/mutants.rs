@@ -19,7 +19,7 @@ fn every_broken_rule_is_noticed() {
         let found = seeds().zip(1..).find_map(|(seed, count)| {
             let report = run(Run {
                 mutant: Some(mutant),
-                ..Run::of(Profile::Swarm, seed)
+                ..Run::of(mutant.weather(), seed)
             });
             let violation = report.violations.first()?.lines().next()?.to_owned();
             Some((count, violation))

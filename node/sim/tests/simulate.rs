@@ -85,6 +85,19 @@ fn swarm_weather_keeps_every_promise() {
 }
 
 #[test]
+fn lease_heavy_weather_keeps_every_promise() {
+    both_bases(Profile::LeaseHeavy);
+}
+
+#[test]
+fn clocks_beyond_their_bound_break_leases_and_nothing_else() {
+    let exercised = all_pass(Profile::WildClocks, seeds(BASE, SEEDS));
+    // The judge sees what such clocks do: it would see it within the bound too.
+    println!("lease promises broken by wild clocks: {}", exercised.counts.wild);
+    assert!(exercised.counts.wild > 0);
+}
+
+#[test]
 fn the_fixed_seeds_exercise_every_fault_and_hit_every_mark() {
     let mut all = Exercised::default();
     for profile in Profile::ALL {

@@ -1,13 +1,14 @@
 //! The HTTP admin API: what `althing-admin` promises, served.
 
 mod page;
+mod reads;
 mod routes;
 
 use crate::node::Joiner;
 use crate::shared::Shared;
 use althing_admin::paths;
 use axum::Router;
-use axum::routing::{delete, get, post};
+use axum::routing::{delete, get, post, put};
 use std::sync::Arc;
 use tokio::net::TcpListener;
 
@@ -41,5 +42,6 @@ fn router(context: Context) -> Router {
         .route(paths::PROMOTE, post(routes::promote))
         .route(paths::SHARDS, get(routes::shards))
         .route(paths::TRANSFER_LEADER, post(routes::transfer_leader))
+        .route(paths::READS, put(reads::set))
         .with_state(context)
 }

@@ -1,6 +1,6 @@
 //! The OpenAPI document, and a page for people that renders it without anything from elsewhere.
 
-use super::routes;
+use super::{reads, routes};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use utoipa::OpenApi;
@@ -24,6 +24,7 @@ use utoipa::OpenApi;
         routes::promote,
         routes::shards,
         routes::transfer_leader,
+        reads::set,
     )
 )]
 struct Document;

@@ -1,6 +1,7 @@
 //! One handler per path.
 
 use super::Context;
+use super::reads::reads_status;
 use crate::members::MemberInfo;
 use crate::metrics::{CONTENT_TYPE, Keyspace, Shard, ShardPeer};
 use crate::node::NodeError;
@@ -45,7 +46,7 @@ impl IntoResponse for Refuse {
     }
 }
 
-fn refuse(reason: ProblemReason, message: impl Into<String>) -> Refuse {
+pub(super) fn refuse(reason: ProblemReason, message: impl Into<String>) -> Refuse {
     Refuse(Problem {
         reason,
         message: message.into(),
@@ -53,7 +54,7 @@ fn refuse(reason: ProblemReason, message: impl Into<String>) -> Refuse {
     })
 }
 
-fn failed(shared: &Shared, error: Failed) -> Refuse {
+pub(super) fn failed(shared: &Shared, error: Failed) -> Refuse {
     let refusal = match error {
         Failed::Stopped => return refuse(ProblemReason::Unavailable, "the node is going down; ask another one"),
         Failed::Refused(refusal) => refusal,
@@ -83,7 +84,7 @@ fn failed(shared: &Shared, error: Failed) -> Refuse {
             ProblemReason::LearnerBehind,
             "the learner has not caught up, or does not answer; ask again later",
         ),
-        Refusal::BadTransferee => refuse(ProblemReason::Invalid, refusal.to_string()),
+        Refusal::BadTransferee | Refusal::SpecInvalid(_) => refuse(ProblemReason::Invalid, refusal.to_string()),
         Refusal::Learner => not_leader(shared, None),
         Refusal::NotMember | Refusal::NoGroup => refuse(
             ProblemReason::Unavailable,
@@ -115,7 +116,7 @@ fn not_leader(shared: &Shared, leader: Option<MemberId>) -> Refuse {
     })
 }
 
-fn parse_member(text: &str) -> Result<MemberId, Refuse> {
+pub(super) fn parse_member(text: &str) -> Result<MemberId, Refuse> {
     let parsed = text.parse().ok().filter(|member: &MemberId| member.0 != 0);
     parsed.ok_or_else(|| {
         refuse(
@@ -125,7 +126,7 @@ fn parse_member(text: &str) -> Result<MemberId, Refuse> {
     })
 }
 
-fn parse_group(text: &str) -> Result<GroupId, Refuse> {
+pub(super) fn parse_group(text: &str) -> Result<GroupId, Refuse> {
     let parsed = text.parse().ok().map(GroupId).filter(|group| *group == GROUP);
     parsed.ok_or_else(|| {
         refuse(
@@ -210,6 +211,19 @@ fn set_gauges(shared: &Shared, group: GroupId, view: &GroupView) {
         .raft_learners
         .get_or_create(&labels)
         .set(number(view.raft.soft.config.learners.len() as u64));
+    let lease = &view.raft.lease;
+    let responders = lease.roster.as_ref().map_or(0, |roster| roster.responders().len());
+    for (gauge, value) in [
+        (&metrics.reads_local, lease.counts.local),
+        (&metrics.reads_held, lease.counts.held),
+        (&metrics.reads_bounced, lease.counts.bounced),
+        (&metrics.reads_by_index, lease.counts.by_index),
+        (&metrics.read_lease, u64::from(lease.open)),
+        (&metrics.roster_epoch, lease.adopted.epoch.0),
+        (&metrics.roster_responders, responders as u64),
+    ] {
+        gauge.get_or_create(&labels).set(number(value));
+    }
     for peer in &view.raft.progress {
         let lag = view.raft.last.index.0.saturating_sub(peer.matched.0);
         metrics
@@ -291,6 +305,7 @@ async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
                         recent_active: peer.recent_active,
                     })
                     .collect(),
+                reads: Some(reads_status(&raft.lease)),
             }
         })
         .collect()
@@ -382,7 +397,9 @@ async fn configure(
             tracing::info!(step = ?asked, %index, "the configuration changed");
             Ok(members(State(context.clone())).await)
         }
-        Done::Read { .. } | Done::Transferred { .. } => unreachable!("invariant: a change is answered as one"),
+        Done::Read { .. } | Done::ReadsSet { .. } | Done::Transferred { .. } => {
+            unreachable!("invariant: a change is answered as one")
+        }
     }
 }
 
@@ -530,6 +547,8 @@ pub(super) async fn transfer_leader(
         .map_err(|error| failed(shared, error))?
     {
         Done::Transferred { .. } => Ok(shards(State(context.clone())).await),
-        Done::Read { .. } | Done::Configured { .. } => unreachable!("invariant: a transfer is answered as one"),
+        Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } => {
+            unreachable!("invariant: a transfer is answered as one")
+        }
     }
 }

@@ -191,6 +191,11 @@ impl Applier {
                         &error,
                     ),
                 },
+                Work::Reads { state } => {
+                    tracing::info!(%group, index = %state.index, mode = ?state.spec.mode, lease = ?state.spec.lease, "reads are answered in another way");
+                    meta.reads = state;
+                    (None, ApplyItem::Noop)
+                }
                 Work::Configure { change, state } => {
                     meta.config = state;
                     members_changed = true;

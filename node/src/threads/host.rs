@@ -32,6 +32,7 @@ pub fn run(mut host: Host, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: 
         let mut events = Vec::with_capacity(jobs.len());
         let mut proposals = Vec::new();
         let mut views = Vec::new();
+        // After the requests were taken: the core counts on reading the time later than any read came in (`althing_raft::gate`).
         let now = shared.clock.now();
         let started = shared.clock.instant();
         for job in jobs {

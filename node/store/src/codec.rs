@@ -10,6 +10,8 @@ use crate::ops::{
 };
 use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
+use althing_raft::roster::ReadsState;
+use althing_raft::spec_codec;
 use bytes::{Buf, BufMut, Bytes};
 use std::collections::BTreeSet;
 
@@ -42,6 +44,9 @@ pub enum CodecError {
     /// Transactions nested deeper than [`TXN_DEPTH_MAX`].
     #[error("transactions are nested deeper than {TXN_DEPTH_MAX}")]
     TooDeep,
+    /// A read specification does not parse.
+    #[error(transparent)]
+    Spec(#[from] spec_codec::SpecCodecError),
     /// Bytes are left over where a value should end.
     #[error("{left} bytes follow the end of {what}")]
     Trailing {
@@ -108,8 +113,8 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, CodecError> {
 /// whole.
 const JOINT_FLAG: u32 = 1 << 31;
 
-/// Appends a snapshot's metadata: `term | index | config index | voters | learners | outgoing if joint`, the lists as
-/// `count u32 | id u64 ...`.
+/// Appends a snapshot's metadata, but for how reads are answered ([`encode_reads`]):
+/// `term | index | config index | voters | learners | outgoing if joint`, the lists as `count u32 | id u64 ...`.
 pub fn encode_snapshot_meta(meta: &SnapshotMeta, out: &mut impl BufMut) {
     let config = &meta.config;
     out.put_u64_le(meta.position.term.0);
@@ -127,7 +132,25 @@ pub fn encode_snapshot_meta(meta: &SnapshotMeta, out: &mut impl BufMut) {
     }
 }
 
-/// Takes a snapshot's metadata off the front of `buf`.
+/// Appends how reads are answered: `index u64 | read specification` (`althing_raft::spec_codec`).
+pub fn encode_reads(reads: &ReadsState, out: &mut impl BufMut) {
+    out.put_u64_le(reads.index.0);
+    spec_codec::encode_spec(&reads.spec, out);
+}
+
+/// Takes how reads are answered off the front of `buf`.
+///
+/// # Errors
+/// If the bytes end early or hold an unknown tag; `buf` is then left somewhere inside.
+pub fn decode_reads(buf: &mut Bytes) -> Result<ReadsState, CodecError> {
+    let mut reader = Reader(buf.clone());
+    let index = Index(reader.u64("read specification")?);
+    let spec = spec_codec::decode_spec(&mut reader.0)?;
+    *buf = reader.0;
+    Ok(ReadsState { spec, index })
+}
+
+/// Takes a snapshot's metadata off the front of `buf`; how reads are answered is left at its default.
 ///
 /// # Errors
 /// If the bytes end early; `buf` is then left as it was.
@@ -158,7 +181,11 @@ pub fn decode_snapshot_meta(buf: &mut Bytes) -> Result<SnapshotMeta, CodecError>
         index,
     };
     *buf = reader.0;
-    Ok(SnapshotMeta { position, config })
+    Ok(SnapshotMeta {
+        position,
+        config,
+        ..SnapshotMeta::default()
+    })
 }
 
 pub(crate) fn put_len(len: usize, out: &mut impl BufMut) {

@@ -18,6 +18,7 @@ mod sled_store;
 mod state;
 
 pub mod codec;
+pub mod footprint;
 pub mod ops;
 pub mod snapshot;
 

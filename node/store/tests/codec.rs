@@ -71,7 +71,7 @@ proptest! {
     ) {
         let members = |ids: std::collections::BTreeSet<u64>| ids.into_iter().map(MemberId).collect();
         let config = ConfigState { voters: members(voters), outgoing: members(outgoing), learners: members(learners), index: Index(index) };
-        let meta = SnapshotMeta { position: LogPosition { term: Term(position.0), index: Index(position.1) }, config };
+        let meta = SnapshotMeta { position: LogPosition { term: Term(position.0), index: Index(position.1) }, config, ..SnapshotMeta::default() };
         let mut out = Vec::new();
         encode_snapshot_meta(&meta, &mut out);
         out.push(9);
@@ -105,6 +105,7 @@ fn metadata_written_before_joint_consensus_is_still_read() {
             index: Index(3),
             ..ConfigState::default()
         },
+        ..SnapshotMeta::default()
     };
     assert_eq!(decode_snapshot_meta(&mut Bytes::from(bytes.clone())).unwrap(), meta);
     let mut out = Vec::new();

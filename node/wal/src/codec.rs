@@ -7,19 +7,24 @@
 //! payload := Noop (0)    : nothing
 //!            Command (1) : len u32 | bytes
 //!            Config (2)  : request u64 | step u8 | of whom | len u32 | context
+//!            Reads (3)   : request u64 | read specification (`althing_raft::spec_codec`)
 //! of whom := AddLearner (0), Promote (1), Remove (2) : member u64
 //!            EnterJoint (3)                          : voters | learners, each count u32 | member u64 ...
 //!            LeaveJoint (4)                          : nothing
 //! ```
 //!
-//! Kinds 3 and up, and steps 5 and up, are free for later versions; a decoder refuses what it does not know. The version itself stands in the container: the segment header or the peers' handshake.
+//! Kinds 4 and up, and steps 5 and up, are free for later versions; a decoder refuses what it does not know. The version itself
+//! stands in the container: the segment header or the peers' handshake.
 //! Decoding takes nothing on trust: every length is checked against the bytes that are there before anything is sliced,
 //! and payloads are slices of the input, so a lying length cannot make it allocate.
 
-use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, JointTarget, Payload};
-use althing_raft::ids::{Index, LogPosition, MemberId, Term};
+use althing_raft::entry::{ConfigChange, ConfigStep, Entry, HardState, JointTarget, LeaseState, Payload, ReadsChange};
+use althing_raft::ids::{Epoch, Index, LogPosition, MemberId, Term};
+use althing_raft::roster::Ballot;
+use althing_raft::spec_codec::{SpecCodecError, decode_spec, encode_spec, nanos, spec_len};
 use bytes::{Buf, BufMut, Bytes};
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Why bytes are not what they should be.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
@@ -42,6 +47,9 @@ pub enum CodecError {
         /// The tag.
         tag: u8,
     },
+    /// A read specification does not parse.
+    #[error(transparent)]
+    Spec(#[from] SpecCodecError),
     /// Bytes are left over where a value should end.
     #[error("{left} bytes follow the end of {what}")]
     Trailing {
@@ -55,6 +63,7 @@ pub enum CodecError {
 const NOOP: u8 = 0;
 const COMMAND: u8 = 1;
 const CONFIG: u8 = 2;
+const READS: u8 = 3;
 
 const ADD_LEARNER: u8 = 0;
 const PROMOTE: u8 = 1;
@@ -131,6 +140,7 @@ pub fn entry_len(entry: &Entry) -> usize {
             };
             13 + of_whom + change.context.len()
         }
+        Payload::Reads(change) => 8 + spec_len(&change.spec),
     }
 }
 
@@ -140,6 +150,7 @@ pub fn encode_entry(entry: &Entry, out: &mut impl BufMut) {
         Payload::Noop => NOOP,
         Payload::Command(_) => COMMAND,
         Payload::Config(_) => CONFIG,
+        Payload::Reads(_) => READS,
     };
     out.put_u8(kind);
     encode_position(entry.position(), out);
@@ -164,6 +175,10 @@ pub fn encode_entry(entry: &Entry, out: &mut impl BufMut) {
                 ConfigStep::LeaveJoint => out.put_u8(LEAVE_JOINT),
             }
             put_bytes(out, &change.context);
+        }
+        Payload::Reads(change) => {
+            out.put_u64_le(change.request);
+            encode_spec(&change.spec, out);
         }
     }
 }
@@ -204,6 +219,13 @@ pub fn decode_entry(buf: &mut Bytes) -> Result<Entry, CodecError> {
                 context: get_bytes(buf, "configuration context")?,
             })
         }
+        READS => {
+            need(buf, "change of reads", 8)?;
+            Payload::Reads(ReadsChange {
+                request: buf.get_u64_le(),
+                spec: decode_spec(buf)?,
+            })
+        }
         tag => return Err(CodecError::Tag { what: "entry", tag }),
     };
     Ok(Entry { term, index, payload })
@@ -227,36 +249,71 @@ pub fn decode_position(buf: &mut Bytes) -> Result<LogPosition, CodecError> {
     })
 }
 
-/// Appends a hard state: `term u64 | commit u64 | voted u8 | member u64 if voted`.
+/// In a hard state's flags: somebody got the vote.
+const VOTED: u8 = 1;
+/// In a hard state's flags: it says something about leases. Absent in groups without, and in logs of earlier versions.
+const LEASED: u8 = 2;
+
+/// Appends a hard state: `term u64 | commit u64 | flags u8 | member u64 if voted | leases if any`, the leases as
+/// `incarnation u64 | adopted term u64 | adopted epoch u64 | longest promise ns u64 | configuration index u64`.
 pub fn encode_hard_state(state: &HardState, out: &mut impl BufMut) {
     out.put_u64_le(state.term.0);
     out.put_u64_le(state.commit.0);
-    match state.vote {
-        None => out.put_u8(0),
-        Some(member) => {
-            out.put_u8(1);
-            out.put_u64_le(member.0);
-        }
+    let leased = state.lease != LeaseState::default();
+    out.put_u8(if state.vote.is_some() { VOTED } else { 0 } | if leased { LEASED } else { 0 });
+    if let Some(member) = state.vote {
+        out.put_u64_le(member.0);
+    }
+    if leased {
+        out.put_u64_le(state.lease.incarnation);
+        out.put_u64_le(state.lease.adopted.term.0);
+        out.put_u64_le(state.lease.adopted.epoch.0);
+        out.put_u64_le(nanos(state.lease.promise_max));
+        out.put_u64_le(state.lease.config.0);
     }
 }
 
 /// Takes a hard state off the front of `buf`.
 ///
 /// # Errors
-/// If the bytes end early or the vote's tag is neither 0 nor 1.
+/// If the bytes end early or an unknown flag is set.
 pub fn decode_hard_state(buf: &mut Bytes) -> Result<HardState, CodecError> {
     need(buf, "hard state", 17)?;
     let term = Term(buf.get_u64_le());
     let commit = Index(buf.get_u64_le());
-    let vote = match buf.get_u8() {
-        0 => None,
-        1 => {
-            need(buf, "vote", 8)?;
-            Some(MemberId(buf.get_u64_le()))
-        }
-        tag => return Err(CodecError::Tag { what: "vote", tag }),
+    let flags = buf.get_u8();
+    if flags > (VOTED | LEASED) {
+        return Err(CodecError::Tag {
+            what: "hard state",
+            tag: flags,
+        });
+    }
+    let vote = if flags & VOTED == 0 {
+        None
+    } else {
+        need(buf, "vote", 8)?;
+        Some(MemberId(buf.get_u64_le()))
     };
-    Ok(HardState { term, vote, commit })
+    let lease = if flags & LEASED == 0 {
+        LeaseState::default()
+    } else {
+        need(buf, "lease state", 40)?;
+        LeaseState {
+            incarnation: buf.get_u64_le(),
+            adopted: Ballot {
+                term: Term(buf.get_u64_le()),
+                epoch: Epoch(buf.get_u64_le()),
+            },
+            promise_max: Duration::from_nanos(buf.get_u64_le()),
+            config: Index(buf.get_u64_le()),
+        }
+    };
+    Ok(HardState {
+        term,
+        vote,
+        commit,
+        lease,
+    })
 }
 
 /// Checks that nothing follows.
@@ -274,6 +331,7 @@ pub fn finish(buf: &Bytes, what: &'static str) -> Result<(), CodecError> {
 #[cfg(test)]
 pub(crate) mod tests {
     use super::*;
+    use althing_raft::roster::{ReadMode, ReadSpec, ResponderRange, Responders, Revisions, Span};
     use proptest::prelude::*;
 
     pub(crate) fn arb_entry() -> impl Strategy<Value = Entry> {
@@ -295,6 +353,18 @@ pub(crate) mod tests {
                 request,
                 step,
                 context
+            })),
+            (any::<u64>(), any::<u64>(), bytes()).prop_map(|(request, lease, key)| Payload::Reads(ReadsChange {
+                request,
+                spec: ReadSpec {
+                    mode: ReadMode::RosterLease,
+                    responders: Responders::Ranges(vec![ResponderRange {
+                        span: Span::Key(key),
+                        members: [MemberId(request)].into(),
+                    }]),
+                    revisions: Revisions::OfKeys,
+                    lease: Duration::from_nanos(lease),
+                },
             })),
         ];
         (any::<u64>(), any::<u64>(), payload).prop_map(|(term, index, payload)| Entry {
@@ -329,7 +399,7 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn arbitrary_bytes_never_panic_and_never_decode_to_more_than_they_hold(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0..4u8) {
+        fn arbitrary_bytes_never_panic_and_never_decode_to_more_than_they_hold(bytes in proptest::collection::vec(any::<u8>(), 0..100), kind in 0..5u8) {
             let mut bytes = bytes;
             if let Some(first) = bytes.first_mut() { *first = kind; }
             let len = bytes.len();
@@ -340,8 +410,14 @@ pub(crate) mod tests {
         }
 
         #[test]
-        fn hard_states_come_back(term in any::<u64>(), commit in any::<u64>(), vote in proptest::option::of(any::<u64>())) {
-            let state = HardState { term: Term(term), vote: vote.map(MemberId), commit: Index(commit) };
+        fn hard_states_come_back(term in any::<u64>(), commit in any::<u64>(), vote in proptest::option::of(any::<u64>()), lease in proptest::option::of(any::<(u64, u64, u64)>())) {
+            let lease = lease.map_or_else(LeaseState::default, |(incarnation, epoch, promise)| LeaseState {
+                incarnation,
+                adopted: Ballot { term: Term(term), epoch: Epoch(epoch) },
+                promise_max: Duration::from_nanos(promise),
+                config: Index(epoch),
+            });
+            let state = HardState { term: Term(term), vote: vote.map(MemberId), commit: Index(commit), lease };
             let mut out = Vec::new();
             encode_hard_state(&state, &mut out);
             let mut buf = Bytes::from(out);
@@ -386,6 +462,21 @@ pub(crate) mod tests {
             decode_entry(&mut Bytes::from(bytes)),
             Err(CodecError::Short { left: 0, .. })
         ));
+    }
+
+    #[test]
+    fn a_hard_state_without_leases_is_written_as_the_version_before_wrote_it() {
+        let state = HardState {
+            term: Term(3),
+            vote: Some(MemberId(7)),
+            commit: Index(2),
+            lease: LeaseState::default(),
+        };
+        let before: Vec<u8> = [&3u64.to_le_bytes()[..], &2u64.to_le_bytes(), &[1], &7u64.to_le_bytes()].concat();
+        let mut out = Vec::new();
+        encode_hard_state(&state, &mut out);
+        assert_eq!(out, before);
+        assert_eq!(decode_hard_state(&mut Bytes::from(before)), Ok(state));
     }
 
     #[test]

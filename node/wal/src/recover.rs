@@ -5,6 +5,7 @@ use crate::record::{FORMAT_VERSION, HeaderError, Record, SEGMENT_HEADER_BYTES, S
 use althing_raft::entry::{Entry, HardState, Payload};
 use althing_raft::ids::{GroupId, Index, LogPosition};
 use althing_raft::mark::Mark;
+use althing_raft::roster::{Responders, Span};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 use std::path::{Path, PathBuf};
@@ -335,6 +336,19 @@ fn unshare(mut entry: Entry) -> Entry {
         Payload::Noop => {}
         Payload::Command(bytes) => *bytes = Bytes::copy_from_slice(bytes),
         Payload::Config(change) => change.context = Bytes::copy_from_slice(&change.context),
+        Payload::Reads(change) => {
+            if let Responders::Ranges(ranges) = &mut change.spec.responders {
+                for range in ranges {
+                    match &mut range.span {
+                        Span::Key(key) => *key = Bytes::copy_from_slice(key),
+                        Span::Range { start, end } => {
+                            *start = Bytes::copy_from_slice(start);
+                            *end = end.as_ref().map(|end| Bytes::copy_from_slice(end));
+                        }
+                    }
+                }
+            }
+        }
     }
     entry
 }

@@ -556,8 +556,8 @@ impl Wal {
     }
 }
 
-/// Bytes of the largest record that is not an entry: a hard state with a vote has 25.
-const STATE_RECORD_BYTES: usize = crate::record::RECORD_HEADER_BYTES + 32;
+/// Bytes of the largest record that is not an entry: a hard state with a vote and leases has 65.
+const STATE_RECORD_BYTES: usize = crate::record::RECORD_HEADER_BYTES + 72;
 /// Bytes of one group's hard state and start.
 const STATE_BYTES_MAX: usize = 2 * STATE_RECORD_BYTES;
-const _: () = assert!(STATE_RECORD_BYTES >= crate::record::RECORD_HEADER_BYTES + 25);
+const _: () = assert!(STATE_RECORD_BYTES >= crate::record::RECORD_HEADER_BYTES + 65);

@@ -87,6 +87,7 @@ impl History {
                         term: Term(self.term),
                         vote: Some(MemberId(group)),
                         commit: log.log_start.index.max(log.hard_state.commit),
+                        ..HardState::default()
                     };
                     log.hard_state = state;
                     write.hard_state = Some(state);

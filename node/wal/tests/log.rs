@@ -56,6 +56,7 @@ fn hard_state(term: u64, commit: u64) -> HardState {
         term: Term(term),
         vote: Some(MemberId(7)),
         commit: Index(commit),
+        ..HardState::default()
     }
 }
 

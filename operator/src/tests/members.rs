@@ -168,6 +168,7 @@ async fn status(State(here): State<Here>) -> Answer {
                 recent_active: group.alive(peer),
             })
             .collect(),
+        reads: None,
     };
     let name = format!("orders-{}", here.ordinal);
     Ok(Json(NodeStatus {

@@ -2,10 +2,13 @@
 #![allow(dead_code, clippy::wildcard_enum_match_arm, clippy::unwrap_used)]
 
 use althing_raft::Raft;
-use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, Entry, HardState, Payload, SnapshotMeta};
+use althing_raft::entry::{
+    ConfigChange, ConfigState, ConfigStep, Entry, HardState, Payload, ReadsChange, SnapshotMeta,
+};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, DropReason, Input, Output, Persist, RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
+use althing_raft::roster::{Footprint, ReadMode, ReadSpec, Responders, Revisions};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -79,10 +82,25 @@ pub(crate) struct Net {
     pub(crate) truth: BTreeMap<Index, Entry>,
     pub(crate) inflight_max: usize,
     pub(crate) inflight_bytes_max: usize,
+    pub(crate) heartbeat: Duration,
+    pub(crate) demote_after: Duration,
+    /// What the revisions of local reads tell.
+    pub(crate) revisions: Revisions,
+    /// Of each read under way: the last entry that wrote its keys and was applied by anybody when the read was invoked.
+    pub(crate) floors: BTreeMap<(MemberId, RequestId), Index>,
+    pub(crate) last_request: u64,
 }
 
 pub(crate) fn id(n: u64) -> MemberId {
     MemberId(n)
+}
+
+/// A command `k=v` writes the key `k`; any other writes nobody knows what.
+pub(crate) fn footprint(command: &Bytes) -> Footprint {
+    match command.iter().position(|byte| *byte == b'=') {
+        Some(at) => Footprint::key(command.slice(..at)),
+        None => Footprint::All,
+    }
 }
 
 pub(crate) fn command(text: &str) -> Bytes {
@@ -103,6 +121,11 @@ impl Net {
             truth: BTreeMap::new(),
             inflight_max: 64,
             inflight_bytes_max: 10_000,
+            heartbeat: HEARTBEAT,
+            demote_after: HEARTBEAT * 4,
+            revisions: Revisions::OfKeys,
+            floors: BTreeMap::new(),
+            last_request: 100,
         };
         // Born one after the other, as `Start::birth` does for the first.
         let steps = (1..=n).flat_map(|member| [ConfigStep::AddLearner(id(member)), ConfigStep::Promote(id(member))]);
@@ -126,6 +149,7 @@ impl Net {
                 term: Term(1),
                 vote: None,
                 commit: Index(2 * n),
+                ..HardState::default()
             };
             net.add(
                 member,
@@ -161,12 +185,15 @@ impl Net {
             group: GroupId::FIRST_SHARD,
             id: member,
             election_timeout: ELECTION,
-            heartbeat_interval: HEARTBEAT,
+            heartbeat_interval: self.heartbeat,
             seed: member.0.wrapping_mul(0x9e37_79b9).wrapping_add(self.boots),
             append_bytes_max: 200,
             inflight_appends_max: self.inflight_max,
             inflight_bytes_max: self.inflight_bytes_max,
             uncommitted_bytes_max: 100_000,
+            drift_ppm: 20_000,
+            demote_after: self.demote_after,
+            footprint,
         };
         let node = self.nodes.get_mut(&member).unwrap();
         let start = Start {
@@ -202,6 +229,16 @@ impl Net {
         self.mail.extend(out.messages);
         let node = self.nodes.get_mut(&member).unwrap();
         node.deadline = out.next_deadline;
+        for (request, index) in &out.reads {
+            // Linearizability, as far as a core can show it: whatever was committed before the read is in its answer. The state
+            // machine is read at the index or behind it, so what it has applied counts as well.
+            if let Some(floor) = self.floors.remove(&(member, *request)) {
+                assert!(
+                    (*index).max(node.reached) >= floor,
+                    "{member} answers a read at {index}, but {floor} was committed before it came"
+                );
+            }
+        }
         node.reads.extend(out.reads);
         node.dropped.extend(out.dropped);
         if let Some(soft) = &out.changed {
@@ -234,6 +271,7 @@ impl Net {
                     index,
                 },
                 config: node.config.clone(),
+                reads: view.lease.reads.clone(),
             };
             let body = Body::Snapshot { meta };
             self.mail.push(Message {
@@ -294,6 +332,16 @@ impl Net {
                 );
             }
             self.step(message.to, Input::Message(message));
+        } else {
+            self.lose(&message);
+        }
+    }
+
+    /// A message is lost. Of a snapshot the sender's shell knows, and says so.
+    pub(crate) fn lose(&mut self, message: &Message) {
+        if let Body::Snapshot { .. } = &message.body {
+            let (to, covered) = (message.to, None);
+            self.step(message.from, Input::SnapshotSent { to, covered });
         }
     }
 
@@ -369,8 +417,115 @@ impl Net {
         assert_eq!(self.leader(), Some(id(member)), "member {member} should lead");
     }
 
+    /// Lets time pass until one of these leads.
+    pub(crate) fn elect_within(&mut self, members: &[u64]) {
+        let alive = |net: &Self| {
+            members
+                .iter()
+                .find(|member| {
+                    let view = net.raft(**member).view();
+                    view.soft.role == Role::Leader && view.soft.leader == Some(id(**member))
+                })
+                .copied()
+        };
+        for _ in 0..1_000 {
+            if alive(self).is_some() {
+                return;
+            }
+            self.run(Duration::from_millis(10));
+        }
+        panic!("none of {members:?} leads");
+    }
+
+    /// Ticks whoever is due, and leaves what they say undelivered.
+    pub(crate) fn run_without_delivery(&mut self, time: Duration) {
+        let until = self.now.after(time);
+        while self
+            .nodes
+            .values()
+            .filter_map(|node| node.deadline)
+            .min()
+            .is_some_and(|due| due <= until)
+        {
+            self.next_tick();
+        }
+        self.now = until;
+    }
+
+    /// One member says this to another, in the former's term.
+    pub(crate) fn say(&mut self, from: MemberId, to: MemberId, body: Body) {
+        let term = self.raft(from.0).view().soft.term;
+        let group = GroupId::FIRST_SHARD;
+        self.step(
+            to,
+            Input::Message(Message {
+                group,
+                from,
+                to,
+                term,
+                body,
+            }),
+        );
+    }
+
     pub(crate) fn propose(&mut self, member: MemberId, text: &str) {
         self.step(member, Input::Propose(vec![(RequestId(1), command(text))]));
+    }
+
+    /// Asks for a read of some keys; the answer is checked when it comes.
+    pub(crate) fn read(&mut self, member: u64, footprint: Footprint) -> RequestId {
+        self.last_request += 1;
+        let request = RequestId(self.last_request);
+        let touches = |entry: &&Entry| match (&entry.payload, &footprint) {
+            (Payload::Command(_), Footprint::All) => true,
+            (Payload::Command(command), Footprint::Spans(spans)) => match self::footprint(command) {
+                Footprint::All => true,
+                Footprint::Spans(written) => written.iter().any(|a| spans.iter().any(|b| a.overlaps(b))),
+            },
+            _ => false,
+        };
+        let floor = self.truth.values().filter(touches).map(|entry| entry.index).max();
+        self.floors.insert((id(member), request), floor.unwrap_or_default());
+        self.step(id(member), Input::Read(vec![(request, footprint)]));
+        request
+    }
+
+    pub(crate) fn answered(&self, member: u64, request: RequestId) -> bool {
+        self.nodes[&id(member)]
+            .reads
+            .iter()
+            .any(|(answered, _)| *answered == request)
+    }
+
+    /// Whether the member answers a read of these keys at once and without a message.
+    pub(crate) fn reads_locally(&mut self, member: u64, footprint: Footprint) -> bool {
+        // What is due anyway is not the read's.
+        self.step(id(member), Input::Tick);
+        let before = self.mail.len();
+        let request = self.read(member, footprint);
+        let silent = self.mail.len() == before;
+        self.answered(member, request) && silent
+    }
+
+    /// Has the leader propose how reads are answered.
+    pub(crate) fn set_reads(&mut self, mode: ReadMode, responders: Responders, lease: Duration) {
+        let leader = self.leader().expect("somebody leads");
+        let spec = ReadSpec {
+            mode,
+            responders,
+            revisions: self.revisions,
+            lease,
+        };
+        let change = ReadsChange { request: 0, spec };
+        self.step(leader, Input::ProposeReads(RequestId(8), change));
+    }
+
+    /// Delivers what is under way now, and nothing that follows from it: half a round trip.
+    pub(crate) fn half_round(&mut self) {
+        let count = self.mail.len();
+        for _ in 0..count {
+            self.deliver_one(0);
+        }
     }
 
     pub(crate) fn change(&mut self, member: MemberId, step: ConfigStep) {

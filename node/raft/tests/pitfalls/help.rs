@@ -30,6 +30,9 @@ pub(crate) fn lone(voters: &[u64], start: Start) -> Raft {
         inflight_appends_max: 8,
         inflight_bytes_max: 1 << 20,
         uncommitted_bytes_max: 1000,
+        drift_ppm: 20_000,
+        demote_after: kit::HEARTBEAT * 4,
+        footprint: kit::footprint,
     };
     let voters = voters.iter().copied().map(id).collect();
     let applied = SnapshotMeta {

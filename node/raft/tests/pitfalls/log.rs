@@ -48,7 +48,10 @@ fn p6_the_write_of_a_replaced_tail_does_not_count_for_its_successor() {
     let out = raft.step(Now(0), Input::Persisted(new.persist.unwrap().seq));
     assert_eq!(
         out.messages.last().unwrap().body,
-        Body::AppendAccepted { last: Index(2) }
+        Body::AppendAccepted {
+            last: Index(2),
+            stamp: None
+        }
     );
 }
 
@@ -85,7 +88,13 @@ fn p7_votes_and_acknowledgements_wait_for_their_write() {
     );
     assert_eq!(out.messages, vec![]);
     let out = raft.step(Now(0), Input::Persisted(out.persist.unwrap().seq));
-    assert_eq!(out.messages[0].body, Body::AppendAccepted { last: Index(1) });
+    assert_eq!(
+        out.messages[0].body,
+        Body::AppendAccepted {
+            last: Index(1),
+            stamp: None
+        }
+    );
 }
 
 #[test]
@@ -96,6 +105,7 @@ fn p14_compaction_stops_at_the_applied_index() {
             term: Term(1),
             vote: None,
             commit: Index(4),
+            ..Default::default()
         },
         ..Default::default()
     };
@@ -116,6 +126,7 @@ fn p16_what_was_applied_counts_as_committed_after_a_restart() {
         term: Term(1),
         vote: None,
         commit: Index(1),
+        ..Default::default()
     };
     let raft = lone(&[1, 2, 3], start);
     assert_eq!(raft.view().commit, Index(2));
@@ -127,6 +138,7 @@ fn p17_a_leader_that_contradicts_a_committed_entry_changes_nothing() {
         term: Term(1),
         vote: None,
         commit: Index(1),
+        ..Default::default()
     };
     let mut raft = lone(
         &[1, 2, 3],

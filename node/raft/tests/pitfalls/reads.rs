@@ -6,6 +6,7 @@ use crate::kit::{ELECTION, Net, id};
 use althing_raft::ids::Index;
 use althing_raft::io::{DropReason, Input, RequestId, Role};
 use althing_raft::message::Body;
+use althing_raft::roster::Footprint;
 
 #[test]
 fn p1_a_new_leader_answers_no_read_before_it_commits_in_its_term() {
@@ -29,7 +30,7 @@ fn p1_a_new_leader_answers_no_read_before_it_commits_in_its_term() {
     }
     assert_eq!(net.raft(2).view().soft.role, Role::Leader);
     net.mail.clear();
-    net.step(id(2), Input::ReadIndex(RequestId(5)));
+    net.step(id(2), Input::Read(vec![(RequestId(5), Footprint::All)]));
     net.settle();
     assert_eq!(net.nodes[&id(2)].reads, vec![]);
     net.instant_disk = true;
@@ -66,11 +67,11 @@ fn answer(net: &mut Net, request: u64, index: u64) {
 fn p2_an_answer_that_comes_twice_is_not_taken_for_an_answer_to_later_reads() {
     let mut net = Net::new(3);
     net.elect(1);
-    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
     let first = asked(&net).expect("the follower asks");
     answer(&mut net, first, 1);
     assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
-    net.step(id(2), Input::ReadIndex(RequestId(2)));
+    net.step(id(2), Input::Read(vec![(RequestId(2), Footprint::All)]));
     let second = asked(&net).expect("the follower asks");
     assert_ne!(first, second);
     answer(&mut net, first, 1);
@@ -81,14 +82,14 @@ fn p2_an_answer_that_comes_twice_is_not_taken_for_an_answer_to_later_reads() {
 fn p2_an_answer_to_an_earlier_question_counts_for_the_reads_before_it_and_for_no_later_ones() {
     let mut net = Net::new(3);
     net.elect(1);
-    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
     let first = asked(&net).expect("the follower asks");
     net.mail.clear();
     net.now = net.now.after(ELECTION / 2);
     net.step(id(2), Input::Tick);
     let again = asked(&net).expect("the follower asks again");
     assert_ne!(first, again, "a token is used once");
-    net.step(id(2), Input::ReadIndex(RequestId(2)));
+    net.step(id(2), Input::Read(vec![(RequestId(2), Footprint::All)]));
     answer(&mut net, first, 1);
     assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), Index(1))]);
     answer(&mut net, again, 1);
@@ -104,7 +105,7 @@ fn p2_a_follower_is_served_over_a_network_that_is_slower_than_its_questions() {
     let mut net = Net::new(3);
     net.elect(1);
     net.mail.clear();
-    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
     // Every answer takes longer than the follower waits before it asks again.
     let mut questions: Vec<u64> = Vec::new();
     for _ in 0..4 {
@@ -127,7 +128,7 @@ fn p2_a_follower_is_served_over_a_network_that_is_slower_than_its_questions() {
 fn reads_that_were_asked_about_are_given_up_in_the_end() {
     let mut net = Net::new(3);
     net.elect(1);
-    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
     for _ in 0..12 {
         net.mail.clear();
         net.now = net.now.after(ELECTION / 2);
@@ -145,7 +146,7 @@ fn p3_reads_of_a_lost_leadership_are_asked_of_the_next_leader() {
     let mut net = Net::new(3);
     net.elect(1);
     net.mail.clear();
-    net.step(id(1), Input::ReadIndex(RequestId(1)));
+    net.step(id(1), Input::Read(vec![(RequestId(1), Footprint::All)]));
     net.mail.clear();
     net.elect(2);
     net.propose(id(2), "newer");

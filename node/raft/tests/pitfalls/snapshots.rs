@@ -36,6 +36,7 @@ fn p13_a_snapshot_that_is_older_than_the_commit_index_is_only_acknowledged() {
             term: Term(1),
             vote: None,
             commit: Index(2),
+            ..Default::default()
         },
         ..Default::default()
     };
@@ -46,7 +47,13 @@ fn p13_a_snapshot_that_is_older_than_the_commit_index_is_only_acknowledged() {
     };
     let out = raft.step(Now(0), message(2, 1, 1, Body::Snapshot { meta }));
     assert_eq!(out.install, None);
-    assert_eq!(out.messages[0].body, Body::AppendAccepted { last: Index(2) });
+    assert_eq!(
+        out.messages[0].body,
+        Body::AppendAccepted {
+            last: Index(2),
+            stamp: None
+        }
+    );
 }
 
 #[test]
@@ -77,6 +84,7 @@ fn p13_a_snapshot_of_what_the_log_holds_drops_no_acknowledged_entry_behind_it() 
             term: Term(1),
             vote: None,
             commit: Index(2),
+            ..Default::default()
         },
         ..Default::default()
     };

@@ -7,6 +7,7 @@ use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
 use althing_raft::io::{RequestId, Soft};
 use althing_raft::mutant::Mutant;
+use althing_raft::roster::Footprint;
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
 
@@ -25,10 +26,8 @@ pub(super) struct Group {
     pub(super) hold_until: Now,
     /// The same for reads.
     pub(super) read_hold_until: Now,
-    /// Reads that wait for a round.
-    pub(super) reads: Vec<RequestId>,
-    /// Reads that share one read index, by the name the core knows them under. The core asks again by itself.
-    pub(super) rounds: BTreeMap<RequestId, Vec<RequestId>>,
+    /// Reads that wait for the end of the turn, or for a leader. The core keeps those that it was given.
+    pub(super) reads: Vec<(RequestId, Footprint)>,
     pub(super) transfers: Vec<RequestId>,
     /// Answers that wait for the state machine.
     after_apply: BTreeMap<Index, Vec<(RequestId, Done)>>,
@@ -53,7 +52,6 @@ impl Group {
             hold_until: Now::default(),
             read_hold_until: Now::default(),
             reads: Vec::new(),
-            rounds: BTreeMap::new(),
             transfers: Vec::new(),
             after_apply: BTreeMap::new(),
             applying: VecDeque::new(),
@@ -72,11 +70,8 @@ impl Group {
     pub(super) fn forget(&mut self, request: RequestId) {
         self.held.retain(|(held, _)| *held != request);
         self.held_bytes = self.held.iter().map(|(_, envelope)| envelope.len()).sum();
-        self.reads.retain(|read| *read != request);
+        self.reads.retain(|(read, _)| *read != request);
         self.transfers.retain(|transfer| *transfer != request);
-        for round in self.rounds.values_mut() {
-            round.retain(|read| *read != request);
-        }
     }
 
     /// A batch goes to the state machine.
@@ -150,9 +145,7 @@ impl Group {
     pub(super) fn wake_at(&self) -> Option<Now> {
         let led = self.soft.leader.is_some();
         let hold = (led && !self.held.is_empty()).then_some(self.hold_until);
-        // A full set of rounds ends by an answer, not by time.
-        let read = (led && !self.reads.is_empty() && self.rounds.len() < super::READ_ROUNDS_MAX)
-            .then_some(self.read_hold_until);
+        let read = (led && !self.reads.is_empty()).then_some(self.read_hold_until);
         self.deadline.into_iter().chain(hold).chain(read).min()
     }
 }

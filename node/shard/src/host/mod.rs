@@ -10,10 +10,12 @@ use crate::envelope::{BootNonce, Envelope};
 use crate::pending::{Requests, Stage};
 use crate::policy::CutPolicy;
 use althing_raft::Raft;
+use althing_raft::entry::ReadsChange;
 use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{Config, Input, PersistSeq, RequestId, Role, Start, View};
 use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
+use althing_raft::roster::ReadSpec;
 use bytes::Bytes;
 use group::Group;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,8 +30,6 @@ pub const HELD_BYTES_MAX: usize = 64 << 20;
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// Bytes of commands in one proposal: a forward of it fits into one frame.
 pub const PROPOSE_BYTES_MAX: usize = 1 << 20;
-/// Read rounds under way per group. Reads that come meanwhile gather and share the next one.
-pub const READ_ROUNDS_MAX: usize = 4;
 
 /// What a host is born with.
 #[derive(Clone, Debug)]
@@ -177,12 +177,19 @@ impl Host {
             Event::Read {
                 request,
                 group,
+                footprint,
                 deadline,
             } => {
                 if let Some(found) = self.admit(request, group, Stage::Read, deadline) {
-                    found.reads.push(request);
+                    found.reads.push((request, footprint));
                 }
             }
+            Event::SetReads {
+                request,
+                group,
+                spec,
+                deadline,
+            } => self.set_reads(now, request, group, spec, deadline),
             Event::Configure {
                 request,
                 group,
@@ -334,6 +341,27 @@ impl Host {
         }
     }
 
+    fn set_reads(&mut self, now: Now, request: RequestId, id: GroupId, spec: ReadSpec, deadline: Now) {
+        let Some(group) = self.groups.get(&id) else {
+            return self.turn.complete(request, Err(Refusal::NoGroup));
+        };
+        if group.soft.role != Role::Leader {
+            let leader = group.soft.leader;
+            return self.turn.complete(request, Err(Refusal::NotLeader { leader }));
+        }
+        if let Err(error) = group.raft.validate_reads(&spec) {
+            return self.turn.complete(request, Err(Refusal::SpecInvalid(error)));
+        }
+        let change = ReadsChange {
+            request: self.config_request(request),
+            spec,
+        };
+        let me = self.config.me;
+        if self.admit(request, id, Stage::Sent(me), deadline).is_some() {
+            self.step(now, id, Input::ProposeReads(request, change));
+        }
+    }
+
     fn transfer(&mut self, now: Now, request: RequestId, id: GroupId, to: Option<MemberId>, deadline: Now) {
         let me = self.config.me;
         let Some(group) = self.groups.get(&id) else {
@@ -381,7 +409,12 @@ impl Host {
             | Body::HeartbeatReply { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
-            | Body::ReadIndexReply { .. } => true,
+            | Body::ReadIndexReply { .. }
+            | Body::Roster { .. }
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoke { .. }
+            | Body::Revoked { .. } => true,
         };
         if readable && message.to == self.config.me && message.from != self.config.me {
             self.step(now, message.group, Input::Message(message));
@@ -465,14 +498,13 @@ impl Host {
 
     fn flush_reads(&mut self, now: Now, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if group.soft.leader.is_none() || group.read_hold_until > now || group.rounds.len() >= READ_ROUNDS_MAX {
+        if group.soft.leader.is_none() || group.read_hold_until > now {
             return;
         }
-        group.reads.retain(|request| self.requests.contains(*request));
+        group.reads.retain(|(request, _)| self.requests.contains(*request));
         if !group.reads.is_empty() {
-            let token = self.turn.next_read_token();
-            group.rounds.insert(token, std::mem::take(&mut group.reads));
-            self.step(now, id, Input::ReadIndex(token));
+            let reads = std::mem::take(&mut group.reads);
+            self.step(now, id, Input::Read(reads));
         }
     }
 

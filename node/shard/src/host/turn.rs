@@ -11,11 +11,9 @@ use althing_raft::io::{DropReason, Input, Output, PersistSeq, RequestId, Soft};
 use althing_raft::mark::Mark;
 use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
+use althing_raft::roster::{Footprint, ReadsState};
 use althing_wal::GroupWrite;
 use std::collections::{BTreeMap, BTreeSet};
-
-/// Marks the names of read rounds, so that they never meet a request's.
-const READ_TOKEN_BIT: u64 = 1 << 63;
 
 #[derive(Default)]
 pub(super) struct Turn {
@@ -31,16 +29,9 @@ pub(super) struct Turn {
     pub(super) proposing: bool,
     /// Proposals that the core certainly did not take, to be held again.
     pub(super) refused: BTreeSet<RequestId>,
-    read_token: u64,
 }
 
 impl Turn {
-    /// Names a read round.
-    pub(super) fn next_read_token(&mut self) -> RequestId {
-        self.read_token += 1;
-        RequestId(self.read_token | READ_TOKEN_BIT)
-    }
-
     pub(super) fn complete(&mut self, request: RequestId, result: Result<Done, Refusal>) {
         self.effects.push(Effect::Complete { request, result });
     }
@@ -88,8 +79,8 @@ impl Host {
         if !apply.is_empty() {
             self.apply(id, apply);
         }
-        for (token, index) in reads {
-            self.read_at(id, token, index);
+        for (request, index) in reads {
+            self.read_at(id, request, index);
         }
         for (request, reason) in dropped {
             self.dropped(now, id, request, reason);
@@ -169,6 +160,20 @@ impl Host {
                         return;
                     }
                 },
+                Payload::Reads(change) => {
+                    let index = position.index;
+                    let request = RequestId(change.request.wrapping_sub(nonce.0));
+                    if self.requests.stage(request, Stage::Committed) {
+                        let early = group.after(index, request, Done::ReadsSet { index });
+                        assert!(early.is_none(), "invariant: entry {index} is handed out once");
+                    }
+                    Work::Reads {
+                        state: ReadsState {
+                            spec: change.spec,
+                            index,
+                        },
+                    }
+                }
                 Payload::Config(change) => {
                     group.config = group.config.after(&change.step, position.index);
                     let request = RequestId(change.request.wrapping_sub(nonce.0));
@@ -197,25 +202,23 @@ impl Host {
         }
     }
 
-    fn read_at(&mut self, id: GroupId, token: RequestId, index: Index) {
+    fn read_at(&mut self, id: GroupId, request: RequestId, index: Index) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        for request in group.rounds.remove(&token).unwrap_or_default() {
-            if self.requests.contains(request)
-                && let Some(done) = group.after(index, request, Done::Read { index })
-            {
-                self.requests.remove(request);
-                self.turn.complete(request, Ok(done));
-            }
+        if self.requests.contains(request)
+            && let Some(done) = group.after(index, request, Done::Read { index })
+        {
+            self.requests.remove(request);
+            self.turn.complete(request, Ok(done));
         }
     }
 
     fn dropped(&mut self, now: Now, id: GroupId, request: RequestId, reason: DropReason) {
         let retry_at = now.after(self.config.heartbeat_interval);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if let Some(requests) = group.rounds.remove(&request) {
-            // Reads can always be asked again.
+        if self.requests.is_read(request) {
+            // Reads can always be asked again. Which keys this one looks at is forgotten; the leader need not know.
             group.read_hold_until = retry_at;
-            group.reads.extend(requests);
+            group.reads.push((request, Footprint::All));
             return;
         }
         let refusal = match reason {

@@ -35,12 +35,18 @@ use std::collections::BTreeMap;
 pub struct Options {
     /// States that the search may visit for one key before it gives up. One costs about 100 bytes.
     pub states_max: usize,
+    /// Whether the revision of a read may be older than one that was seen before it, as long as its keys are right
+    /// (`althing_raft::roster::Revisions::OfKeys`).
+    pub revisions_of_keys: bool,
 }
 
 impl Default for Options {
     /// A million states: 100 MB at worst, and 1000 times what histories of healthy runs need.
     fn default() -> Self {
-        Self { states_max: 1_000_000 }
+        Self {
+            states_max: 1_000_000,
+            revisions_of_keys: false,
+        }
     }
 }
 
@@ -82,6 +88,8 @@ pub fn check(history: &History, options: Options) -> Verdict {
     if let Some(violation) = rules::recorder(history) {
         return Verdict::Violated(vec![violation]);
     }
+    let lifted = options.revisions_of_keys.then(|| rules::lifted(history));
+    let history = lifted.as_ref().unwrap_or(history);
     let mut violations = rules::violations(history);
     let mut undecided = Vec::new();
     for (key, events) in by_key(history) {

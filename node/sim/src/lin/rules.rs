@@ -1,7 +1,7 @@
 //! Rules over a whole history that need no search: cheap, and across keys.
 
 use super::report::{Rule, Violation};
-use crate::history::{Event, History, Op, Outcome, Seen};
+use crate::history::{Event, History, Op, Outcome, Reply, Seen};
 use std::collections::BTreeMap;
 
 /// Everything that [`super::check`] reports besides orders of single keys. At most one violation a rule:
@@ -91,6 +91,33 @@ fn real_time(history: &History) -> Vec<Violation> {
         }
     }
     found.into_values().collect()
+}
+
+/// The same history with every read at the newest revision that was seen before it began, if it says an older one. Nothing is
+/// lost by that: a read owes all writes of its keys that were committed before it, as if it had been answered there.
+pub(crate) fn lifted(history: &History) -> History {
+    let mut lifted = history.clone();
+    let mut by_return: Vec<(u64, i64)> = history
+        .events
+        .iter()
+        .filter_map(|event| Some((event.returned_ns, event.reply()?.revision())))
+        .collect();
+    by_return.sort_unstable();
+    let mut returned = by_return.into_iter().peekable();
+    let mut highest = 0;
+    lifted.events.sort_by_key(|event| event.invoked_ns);
+    for event in &mut lifted.events {
+        while let Some((_, revision)) = returned.next_if(|(at, _)| *at < event.invoked_ns) {
+            highest = revision.max(highest);
+        }
+        if let Outcome::Ok {
+            reply: Reply::Get { revision, .. },
+        } = &mut event.outcome
+        {
+            *revision = highest.max(*revision);
+        }
+    }
+    lifted
 }
 
 /// Whoever shows the content of a revision shows the same.

@@ -343,9 +343,36 @@ fn lost_writes_are_found_in_the_final_state() {
 }
 
 #[test]
+fn a_read_may_say_an_older_revision_only_where_revisions_are_of_keys_and_never_an_older_value() {
+    let of_keys = Options {
+        revisions_of_keys: true,
+        ..Options::default()
+    };
+    let table = [
+        // Another key has moved on; this one is as it was.
+        (
+            "c1 0-1 put k a = 2\nc1 2-3 put other b = 3\nc2 4-5 get k = a/2/1 @2",
+            true,
+        ),
+        ("c1 0-1 put k a = 2\nc1 2-3 put k b = 3\nc2 4-5 get k = a/2/1 @2", false),
+        ("c1 0-1 put k a = 2\nc2 2-3 get k absent @1", false),
+    ];
+    for (text, passes) in table {
+        assert_eq!(check(&parse(text), of_keys).passed(), passes, "{text}");
+        assert!(!check(&parse(text), Options::default()).passed(), "{text}");
+    }
+}
+
+#[test]
 fn out_of_budget_is_undecided_and_no_pass() {
     let text = "c1 0-1 put k a = 2\nc1 2-3 put k b = 3\nc1 4-5 get k = b/3/2 @3";
-    let verdict = check(&parse(text), Options { states_max: 1 });
+    let verdict = check(
+        &parse(text),
+        Options {
+            states_max: 1,
+            ..Options::default()
+        },
+    );
     assert_eq!(verdict, Verdict::Undecided(vec!["k".to_owned()]));
     assert!(!verdict.passed());
 }

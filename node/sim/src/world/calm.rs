@@ -4,6 +4,7 @@ use super::conditions::MS;
 use super::machine::{GROUP, Machine, Waiter};
 use super::{Todo, World, clients};
 use althing_raft::ids::{Index, MemberId, Term};
+use althing_raft::roster::{Footprint, ReadMode, Responders};
 use althing_shard::{Done, Event, Refusal};
 use althing_store::ops::{KeyRange, Range};
 use bytes::Bytes;
@@ -26,6 +27,10 @@ impl World {
         self.calm_at = Some(self.now);
         self.net.calm();
         self.clients.finish_soon(CALM_OPERATIONS);
+        for machine in &mut self.machines {
+            // Clocks keep to the bound again, if ever they did not.
+            machine.clock.change(self.now, 0);
+        }
         for machine in 0..self.machines.len() {
             self.machines[machine].paused_until = 0;
             self.machines[machine].slow = (0, 0);
@@ -40,6 +45,12 @@ impl World {
         match self.whole() {
             Ok(leader) if self.probes() == 0 => {
                 self.compare_states(leader);
+                for machine in 0..self.machines.len() {
+                    let process = self.machines[machine].process.as_ref();
+                    if let Some(view) = process.and_then(|process| process.host.view(GROUP)) {
+                        self.counts.add_reads(view.raft.lease.counts);
+                    }
+                }
                 self.done = true;
             }
             Ok(_) => self.later(CALM_LOOK, Todo::Look),
@@ -78,6 +89,7 @@ impl World {
             self.ask_for(waiter, number, |request, deadline| Event::Read {
                 request,
                 group: GROUP,
+                footprint: Footprint::All,
                 deadline,
             });
         }
@@ -132,6 +144,15 @@ impl World {
             if !process.open.is_empty() {
                 return Err(format!("{} owes answers to {:?}", machine.member, process.open));
             }
+        }
+        if view.raft.lease.reads.spec.mode == ReadMode::RosterLease
+            && view.raft.lease.reads.spec.responders == Responders::All
+            && let Some(closed) = self.machines.iter().find(|machine| {
+                let seen = machine.process.as_ref().and_then(|process| process.host.view(GROUP));
+                machine.wanted && seen.is_none_or(|seen| !seen.raft.lease.open)
+            })
+        {
+            return Err(format!("{} does not read locally", closed.member));
         }
         if !self.clients.idle() {
             return Err("clients are not done".to_owned());

@@ -47,6 +47,7 @@ pub(crate) struct Clients {
     pub(crate) all: Vec<Client>,
     pub(crate) recorder: Recorder,
     keys: u64,
+    reads_per_mille: u64,
 }
 
 impl Clients {
@@ -64,6 +65,7 @@ impl Clients {
             all: (0..conditions.clients).map(client).collect(),
             recorder: Recorder::default(),
             keys: conditions.keys,
+            reads_per_mille: conditions.leases.map_or(0, |leases| leases.reads_per_mille),
         }
     }
 
@@ -99,6 +101,9 @@ impl Clients {
         let client = &mut self.all[number];
         client.left -= 1;
         let key = format!("k{}", client.rng.below(self.keys));
+        if self.reads_per_mille > 0 && client.rng.chance(self.reads_per_mille) {
+            return Op::Get { key };
+        }
         match client.rng.below(20) {
             0..7 => Op::Put {
                 value: client.value(number),
@@ -270,6 +275,7 @@ pub(crate) fn refusal_outcome(op: &Op, refusal: Refusal) -> Outcome {
         | Refusal::ChangeInvalid
         | Refusal::LearnerBehind
         | Refusal::BadTransferee
+        | Refusal::SpecInvalid(_)
         | Refusal::Learner
         | Refusal::NotMember
         | Refusal::NoGroup => Outcome::Failed { error },

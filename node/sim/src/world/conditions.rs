@@ -2,6 +2,7 @@
 
 use crate::profile::Profile;
 use crate::rng::Rng;
+use althing_raft::roster::{DRIFT_PPM_MAX, DRIFT_PPM_MIN};
 use althing_shard::policy::CutPolicy;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -25,6 +26,23 @@ pub(crate) enum Churn {
     Joint,
     /// Disks are wiped, and the members replaced under new ids.
     Wipe,
+}
+
+/// What read leases add to the weather.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LeaseWeather {
+    /// The bound on clock rates that members are told.
+    pub(crate) drift_bound_ppm: u32,
+    /// Whether local reads owe the revisions of their keys only.
+    pub(crate) revisions_of_keys: bool,
+    /// How far from true time rates really are, up and down.
+    pub(crate) drift_ppm: u64,
+    pub(crate) demote_after: Duration,
+    /// Chance that an operation is a read, beyond the usual mixture.
+    pub(crate) reads_per_mille: u64,
+    /// Time between the host's answer to a read and the look at the state.
+    pub(crate) serve_time: (u64, u64),
 }
 
 /// One run's numbers. Times in nanoseconds, chances in a thousand.
@@ -68,7 +86,12 @@ pub(crate) struct Conditions {
     /// Longest time until a checkpoint is durable.
     pub(crate) checkpoint_time: u64,
     pub(crate) compact_at_boot: u64,
+    /// How much faster than true time a clock may run in profiles without leases.
     pub(crate) clock_drift_ppm: u64,
+
+    /// What read leases add, if they are used.
+    #[serde(default)]
+    pub(crate) leases: Option<LeaseWeather>,
 
     pub(crate) chaos_time: u64,
     pub(crate) fault_every: u64,
@@ -97,6 +120,10 @@ pub(crate) struct Weights {
     pub(crate) disk_full: u64,
     pub(crate) clock_jump: u64,
     pub(crate) membership: u64,
+    /// Another way to answer reads.
+    pub(crate) reads: u64,
+    /// A clock changes its rate.
+    pub(crate) drift: u64,
 }
 
 impl Weights {
@@ -124,6 +151,8 @@ impl Weights {
         disk_full: 0,
         clock_jump: 0,
         membership: 0,
+        reads: 0,
+        drift: 0,
     };
 }
 
@@ -135,11 +164,39 @@ impl Conditions {
         let mut drawn = match profile {
             Profile::Calm => drawn.calm(&mut rng),
             Profile::Swarm => drawn,
+            Profile::LeaseHeavy => drawn.leased(&mut rng),
+            Profile::WildClocks => {
+                let drawn = drawn.leased(&mut rng);
+                let wild = LeaseWeather {
+                    drift_ppm: rng.between(300_000, 800_000),
+                    drift_bound_ppm: DRIFT_PPM_MIN,
+                    ..drawn.leases.expect("invariant: just drawn")
+                };
+                Self {
+                    leases: Some(wild),
+                    ..drawn
+                }
+            }
         };
         drawn.chaos_time = chaos_time.unwrap_or(drawn.chaos_time);
         // A client rests now and then, so that its operations come in bursts and last about as long as chaos does.
         drawn.rest_max = 2 * 1000 / REST_PER_MILLE * drawn.chaos_time / u64::from(drawn.operations);
         drawn
+    }
+
+    /// Whether clocks are beyond the bound, so that leases promise nothing.
+    pub(crate) fn wild(&self) -> bool {
+        self.leases
+            .is_some_and(|leases| leases.drift_ppm > u64::from(leases.drift_bound_ppm))
+    }
+
+    pub(crate) fn drift_bound_ppm(&self) -> u32 {
+        self.leases.map_or(DRIFT_PPM_MIN, |leases| leases.drift_bound_ppm)
+    }
+
+    pub(crate) fn demote_after(&self) -> Duration {
+        self.leases
+            .map_or(self.heartbeat_interval * 4, |leases| leases.demote_after)
     }
 
     /// What a repeated run needs of it.
@@ -179,6 +236,50 @@ impl Conditions {
                 transfer: rng.between(1, 8),
                 membership: rng.between(1, 8),
                 ..Weights::NONE
+            },
+            ..self
+        }
+    }
+
+    /// The same with read leases, and the bad luck that they fear: partial cuts, pauses, crashes shorter than a lease, clocks.
+    fn leased(self, rng: &mut Rng) -> Self {
+        let drift_bound_ppm = *rng
+            .pick(&[20_000_u32, 100_000, DRIFT_PPM_MAX])
+            .expect("invariant: not empty");
+        let heartbeat = u64::try_from(self.heartbeat_interval.as_nanos()).expect("invariant: short");
+        Self {
+            members: match self.churn {
+                Churn::Wipe => self.members,
+                Churn::Fixed | Churn::Scale | Churn::Joint => self.members.max(3),
+            },
+            leases: Some(LeaseWeather {
+                drift_bound_ppm,
+                revisions_of_keys: rng.chance(500),
+                // Within the bound, but for what rounding to nanoseconds may add.
+                drift_ppm: u64::from(drift_bound_ppm) * 99 / 100,
+                demote_after: Duration::from_nanos(heartbeat * rng.between(3, 5)),
+                reads_per_mille: rng.between(200, 800),
+                serve_time: (MS / 100, rng.between(1, 50) * MS),
+            }),
+            clock_drift_ppm: 0,
+            clients: self.clients + 3,
+            operations: 2 * self.operations,
+            think_max: rng.between(1, 100) * MS,
+            sticky: rng.between(0, 900),
+            fault_every: rng.between(50, 800) * MS,
+            faults: Weights {
+                pause: rng.between(0, 6),
+                one_way: rng.between(1, 10),
+                split: rng.between(0, 6),
+                heal: rng.between(4, 14),
+                transfer: rng.between(0, 3),
+                crash: rng.between(0, 5),
+                membership: rng.between(0, 4),
+                reads: rng.between(1, 4),
+                drift: rng.between(1, 8),
+                // A jump is drift without a bound.
+                clock_jump: 0,
+                ..self.faults
             },
             ..self
         }
@@ -252,6 +353,8 @@ impl Conditions {
             compact_at_boot: rng.below(1000),
             clock_drift_ppm: maybe(rng, 500, 1, 20_000),
 
+            leases: None,
+
             chaos_time: rng.between(10_000, 30_000) * MS,
             fault_every: rng.between(100, 3000) * MS,
             faults: Weights {
@@ -272,6 +375,8 @@ impl Conditions {
                 disk_full: maybe(rng, 300, 1, 6),
                 clock_jump: maybe(rng, 300, 1, 6),
                 membership: rng.between(2, 10),
+                reads: 0,
+                drift: 0,
             },
         }
     }

@@ -1,5 +1,7 @@
 //! How much of what a run exercised.
 
+use althing_raft::io::ReadCounts;
+
 macro_rules! counts {
     ($($name:ident $label:literal,)*) => {
         /// Counts of what a run exercised.
@@ -39,6 +41,7 @@ counts! {
     flips "bits flipped in sealed segments",
     flips_found "damaged segments found",
     clock_jumps "clocks that jumped",
+    drifts "clocks that changed their rate",
     installs "snapshots installed",
     stray_snapshots "snapshots that nobody asked for",
     install_crashes "crashes right after an installation",
@@ -46,7 +49,24 @@ counts! {
     config_changes "configuration changes applied",
     joint_changes "of these, joint configurations entered",
     forwards "proposals sent on to a leader",
+    read_changes "changes of how reads are answered, applied",
+    rosters "rosters adopted",
+    local_reads "reads answered without a message",
+    held_reads "of these, held until a write committed",
+    bounced_reads "held reads that went on to the leader",
+    index_reads "reads that asked the leader, or a round of it",
+    wild "lease promises broken by clocks beyond the bound, as expected there",
     ok "operations that succeeded",
     failed "operations that certainly failed",
     unknown "operations whose fate is open",
+}
+
+impl Counts {
+    /// Adds what one process says of its reads.
+    pub(crate) fn add_reads(&mut self, reads: ReadCounts) {
+        self.local_reads += reads.local;
+        self.held_reads += reads.held;
+        self.bounced_reads += reads.bounced;
+        self.index_reads += reads.by_index;
+    }
 }

@@ -2,6 +2,7 @@
 //! without drawing again, and a list can be made shorter, which a seed cannot.
 
 use super::conditions::{Conditions, MS};
+use super::wishes::Wish;
 use crate::history::Op;
 use serde::{Deserialize, Serialize};
 
@@ -45,6 +46,10 @@ pub(crate) enum Fault {
     DiskFull { machine: usize, for_ns: u64 },
     /// A machine's clock jumps ahead.
     ClockJump { machine: usize, by_ns: u64 },
+    /// Whoever leads then (or `instead`, if nobody does) is asked to have reads answered in another way.
+    Reads { wish: Wish, instead: usize },
+    /// A machine's clock runs at another rate from now on: so many parts per million above true time, or below it.
+    Drift { machine: usize, ppm: i64 },
     /// One member more is wanted, or one less.
     Scale { machine: usize, join: bool },
     /// Another set of members (a bit each) is wanted, all at once.

@@ -4,7 +4,8 @@ use super::Todo;
 use super::World;
 use super::clients;
 use super::conditions::MS;
-use super::machine::{self, GROUP, Job, NoStart, Waiter};
+use super::lease_watch;
+use super::machine::{self, Clock, GROUP, Job, NoStart, Waiter};
 use crate::history::Outcome;
 use crate::mutant::Sabotage;
 use althing_raft::entry::SnapshotMeta;
@@ -22,6 +23,8 @@ const SABOTAGED_SYNC: u64 = 200 * MS;
 fn error_is_full(error: &WalError) -> bool {
     matches!(error, WalError::Io { source, .. } if source.kind() == ErrorKind::StorageFull)
 }
+/// What a process' clock shows at most when it starts.
+const FIRST_TIME_MAX: u64 = 20_000 * MS;
 
 impl World {
     /// A machine's process starts on what its disks hold.
@@ -33,6 +36,13 @@ impl World {
         }
         machine.boot += 1;
         let (boot, member) = (machine.boot, machine.member);
+        if self.conditions.leases.is_some() {
+            // A process' time begins when it starts, at any value: what an earlier life read from its clock means nothing.
+            let before = machine.clock.local(self.now);
+            machine.clock.offset = machine.rng.below(FIRST_TIME_MAX);
+            machine.clock.since = self.now;
+            self.leases.rebased(member, before, machine.clock.local(self.now));
+        }
         match machine::start(machine, &self.conditions, self.now, forget_vote) {
             Err(NoStart::Damaged(_)) if machine.damaged => self.replace_damaged(number),
             Err(NoStart::Damaged(error) | NoStart::Broken(error)) => {
@@ -67,6 +77,10 @@ impl World {
             return;
         };
         self.counts.crashes += 1;
+        if let Some(view) = process.host.view(GROUP) {
+            self.counts.add_reads(view.raft.lease.counts);
+        }
+        self.leases.stopped(number);
         let boot = machine.boot;
         self.trace.note(self.now, number as u64, "crash", &[boot], String::new);
         // The engine keeps at least what was checkpointed, and at most everything.
@@ -123,6 +137,25 @@ impl World {
         self.after_turn(number);
     }
 
+    /// Looks at leases from outside of all clocks.
+    fn watch_leases(&mut self, number: usize, view: View) {
+        let clocks: Vec<Clock> = self.machines.iter().map(|machine| machine.clock).collect();
+        let (member, now) = (self.machines[number].member, self.now);
+        let seen = (view.lease, view.soft, view.commit);
+        let local = |machine: usize| lease_watch::shown(&clocks, machine, now);
+        let broken = self.leases.turn(number, member, seen, &local);
+        broken.into_iter().for_each(|text| self.lease_broken(text));
+    }
+
+    /// Under clocks beyond the bound leases promise nothing.
+    pub(super) fn lease_broken(&mut self, text: String) {
+        if self.wild {
+            self.counts.wild += 1;
+        } else {
+            self.watch.violation(text);
+        }
+    }
+
     fn after_turn(&mut self, number: usize) {
         let machine = &mut self.machines[number];
         let boot = machine.boot;
@@ -137,6 +170,14 @@ impl World {
                 self.watch.leader_commits(machine.member, soft.term, view.raft.commit);
             }
         }
+        let view = process.host.view(GROUP).map(|view| view.raft);
+        if let Some(view) = view.filter(|_| self.conditions.leases.is_some()) {
+            self.watch_leases(number, view);
+        }
+        let machine = &mut self.machines[number];
+        let Some(process) = &mut machine.process else {
+            return;
+        };
         let wake_at = process
             .host
             .next_deadline()
@@ -342,7 +383,9 @@ impl World {
         let machine = &mut self.machines[number];
         let member = machine.member;
         let process = machine.process.as_mut()?;
-        let mut config = process.mvcc.applied().config;
+        let SnapshotMeta {
+            mut config, mut reads, ..
+        } = process.mvcc.applied();
         let mut last = LogPosition::default();
         let mut work = Vec::with_capacity(items.len());
         for item in items {
@@ -358,6 +401,11 @@ impl World {
                         return None;
                     }
                 },
+                Work::Reads { state } => {
+                    self.counts.read_changes += 1;
+                    reads = state.clone();
+                    ApplyItem::Noop
+                }
                 Work::Configure { change, state } => {
                     self.counts.config_changes += 1;
                     self.counts.joint_changes += u64::from(state.is_joint());
@@ -366,7 +414,14 @@ impl World {
                 }
             });
         }
-        let results = match process.mvcc.apply(&work, SnapshotMeta { position: last, config }) {
+        let results = match process.mvcc.apply(
+            &work,
+            SnapshotMeta {
+                position: last,
+                config,
+                reads,
+            },
+        ) {
             Ok(results) => results,
             Err(error) => {
                 self.watch
@@ -491,18 +546,33 @@ impl World {
         match result {
             Ok(Done::Read { index }) => {
                 let boot = self.machines[number].boot;
-                if (current.machine, current.boot, current.request) == (number, boot, request) {
-                    // Raft thesis, section 6.4: also the first entry of a newer leader counts, which no client sees.
-                    if index < current.committed {
-                        self.watch.violation(format!(
-                            "{} serves a read at entry {index}, which began after entry {} was committed",
-                            self.machines[number].member, current.committed
-                        ));
-                    }
+                let waits = (current.machine, current.boot, current.request) == (number, boot, request);
+                // Raft thesis, section 6.4: also the first entry of a newer leader counts, which no client sees. A read under a
+                // lease owes only what was written to its key.
+                if waits && self.conditions.leases.is_none() && index < current.committed {
+                    self.watch.violation(format!(
+                        "{} serves a read at entry {index}, which began after entry {} was committed",
+                        self.machines[number].member, current.committed
+                    ));
+                }
+                let (soonest, latest) = self.conditions.leases.map_or((0, 0), |leases| leases.serve_time);
+                if waits && latest == 0 {
                     self.read(client, number);
+                } else if waits {
+                    // The thread that looks at the state is another one, and may come late.
+                    let wait = self.machines[number].rng.between(soonest, latest);
+                    self.later(
+                        wait,
+                        Todo::Serve {
+                            machine: number,
+                            boot,
+                            client,
+                            request,
+                        },
+                    );
                 }
             }
-            Ok(done @ (Done::Configured { .. } | Done::Transferred { .. })) => self
+            Ok(done @ (Done::Configured { .. } | Done::ReadsSet { .. } | Done::Transferred { .. })) => self
                 .watch
                 .violation(format!("a client's request is answered with {done:?}")),
             Err(refusal) => {

@@ -15,6 +15,10 @@ impl World {
     pub(super) fn send(&mut self, number: usize, to: MemberId, messages: &[Message]) {
         for message in messages {
             self.watch.sent(self.now, message);
+            let local = self.machines[number].clock.local(self.now);
+            if let Some(text) = self.leases.sent(message, local) {
+                self.lease_broken(text);
+            }
             self.trace
                 .note(self.now, number as u64, "send", &[to.0, message.term.0], || {
                     describe(message)

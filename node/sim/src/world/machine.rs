@@ -58,26 +58,42 @@ pub(crate) struct Machine {
     pub(crate) rng: Rng,
 }
 
-/// A clock with its own zero and speed. Monotonic, as production's.
+/// A clock with its own zero and speed, which may change. Monotonic, as production's.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Clock {
+    /// What it showed at `since`.
     pub(crate) offset: u64,
-    pub(crate) drift_ppm: u64,
+    /// When its present speed began, in the world's time.
+    pub(crate) since: u64,
+    /// Parts per million that it gains (or loses) against the world.
+    pub(crate) drift_ppm: i64,
 }
 
 const MILLION: u128 = 1_000_000;
 
 impl Clock {
     pub(crate) fn local(self, world: u64) -> Now {
-        let elapsed = u128::from(world) * (MILLION + u128::from(self.drift_ppm)) / MILLION;
+        let elapsed = u128::from(world.saturating_sub(self.since)) * self.rate() / MILLION;
         Now(self.offset + u64::try_from(elapsed).expect("invariant: runs last minutes"))
     }
 
     /// The first moment of the world at which the local clock has reached `local`.
     pub(crate) fn world(self, local: Now) -> u64 {
         let elapsed = u128::from(local.0.saturating_sub(self.offset)) * MILLION;
-        let rate = MILLION + u128::from(self.drift_ppm);
-        u64::try_from(elapsed.div_ceil(rate)).unwrap_or(u64::MAX)
+        u64::try_from(elapsed.div_ceil(self.rate()))
+            .unwrap_or(u64::MAX)
+            .saturating_add(self.since)
+    }
+
+    /// Runs at another speed from now on.
+    pub(crate) fn change(&mut self, world: u64, drift_ppm: i64) {
+        self.offset = self.local(world).0;
+        self.since = world;
+        self.drift_ppm = drift_ppm;
+    }
+
+    fn rate(self) -> u128 {
+        u128::try_from(1_000_000 + self.drift_ppm).expect("invariant: no clock stands still")
     }
 }
 
@@ -222,6 +238,9 @@ pub(crate) fn start(
         inflight_appends_max: conditions.inflight_appends_max,
         inflight_bytes_max: conditions.inflight_bytes_max,
         uncommitted_bytes_max: conditions.uncommitted_bytes_max,
+        drift_ppm: conditions.drift_bound_ppm(),
+        demote_after: conditions.demote_after(),
+        footprint: althing_shard::envelope::footprint,
     };
     let entries = log.entries.clone();
     let start = Start {

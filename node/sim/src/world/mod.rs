@@ -14,6 +14,7 @@ mod conditions;
 mod counts;
 mod decision;
 mod effects;
+mod lease_watch;
 mod links;
 mod machine;
 mod nemesis;
@@ -22,6 +23,7 @@ mod operator;
 mod rounds;
 mod trace;
 mod watch;
+mod wishes;
 
 pub use counts::Counts;
 pub use decision::Case;
@@ -32,7 +34,8 @@ use crate::rng::Rng;
 use crate::run::Run;
 use althing_raft::entry::ConfigState;
 use althing_raft::ids::{Index, LogPosition, MemberId, Now, Term};
-use althing_raft::io::Role;
+use althing_raft::io::{RequestId, Role};
+use althing_raft::roster::Footprint;
 use althing_shard::{Event, WriteToken};
 use althing_store::MemStore;
 use althing_store::ops::{KeyRange, Range};
@@ -41,6 +44,7 @@ use bytes::Bytes;
 use clients::{Clients, Current};
 use conditions::{Churn, Conditions, MACHINES_MAX, MS, REST_PER_MILLE};
 use decision::{Decision, Fault, Planned};
+use lease_watch::LeaseWatch;
 use machine::{Clock, GROUP, Machine, Parcel, Waiter};
 use net::Network;
 use std::cell::RefCell;
@@ -137,6 +141,13 @@ enum Todo {
     Calm,
     /// Is the world whole again?
     Look,
+    /// A client's read looks at the state.
+    Serve {
+        machine: usize,
+        boot: u64,
+        client: usize,
+        request: RequestId,
+    },
 }
 
 /// What a run came to.
@@ -148,6 +159,10 @@ pub(crate) struct Outcomes {
     pub(crate) counts: Counts,
     pub(crate) trace_hash: u64,
     pub(crate) simulated_ns: u64,
+    /// Whether clocks were beyond the bound.
+    pub(crate) wild: bool,
+    /// Whether local reads owed the revisions of their keys only.
+    pub(crate) revisions_of_keys: bool,
 }
 
 /// All of it.
@@ -167,6 +182,9 @@ pub(crate) struct World {
     /// What was decided, also for whoever looks after a panic.
     record: Rc<RefCell<Record>>,
     watch: Watch,
+    leases: LeaseWatch,
+    /// Whether clocks are beyond the bound, so that what leases promise may be broken.
+    wild: bool,
     trace: Trace,
     counts: Counts,
     calm_at: Option<u64>,
@@ -225,7 +243,9 @@ impl World {
                     checkpoint_at: Index::ZERO,
                     clock: Clock {
                         offset: rng.below(1 << 40),
-                        drift_ppm: rng.below(conditions.clock_drift_ppm + 1),
+                        since: 0,
+                        drift_ppm: i64::try_from(rng.below(conditions.clock_drift_ppm + 1))
+                            .expect("invariant: at most a million"),
                     },
                     process: None,
                     paused_until: 0,
@@ -247,6 +267,8 @@ impl World {
             operator: Rng::split(seed, "operator", 0),
             record,
             watch: Watch::new(conditions.churn == Churn::Wipe),
+            leases: LeaseWatch::default(),
+            wild: conditions.wild(),
             trace: Trace::new(print),
             conditions,
             mutant,
@@ -309,6 +331,7 @@ impl World {
         }
         self.counts.elections = self.watch.elections;
         self.counts.truncations = self.watch.truncations;
+        self.counts.rosters = self.leases.rosters();
         let mut counts = self.counts;
         let history = std::mem::take(&mut self.clients.recorder).finish(self.now);
         for event in &history.events {
@@ -325,6 +348,8 @@ impl World {
             counts,
             trace_hash: self.trace.hash(),
             simulated_ns: self.now,
+            wild: self.wild,
+            revisions_of_keys: self.conditions.leases.is_some_and(|leases| leases.revisions_of_keys),
         }
     }
 
@@ -339,6 +364,7 @@ impl World {
             | Todo::Synced { machine, .. }
             | Todo::SaidSynced { machine, .. }
             | Todo::Worked { machine, .. }
+            | Todo::Serve { machine, .. }
             | Todo::Request { machine, .. }
             | Todo::Checkpoint { machine, .. }
             | Todo::Checkpointed { machine, .. } => Some(*machine),
@@ -422,6 +448,19 @@ impl World {
             } => {
                 if self.alive(machine, boot) {
                     self.checkpointed(machine, store, position);
+                }
+            }
+            Todo::Serve {
+                machine,
+                boot,
+                client,
+                request,
+            } => {
+                let waits = self.clients.all[client].current.as_ref().is_some_and(|current| {
+                    (current.machine, current.boot, current.request) == (machine, boot, request)
+                });
+                if waits && self.alive(machine, boot) {
+                    self.read(client, machine);
                 }
             }
             Todo::Start { machine } => self.start(machine),
@@ -566,6 +605,7 @@ impl World {
             None => Event::Read {
                 request,
                 group: GROUP,
+                footprint: Footprint::key(Bytes::copy_from_slice(op.key().as_bytes())),
                 deadline,
             },
         };

@@ -4,6 +4,7 @@
 use super::conditions::{Churn, MACHINES_MAX, MS};
 use super::decision::{Decision, Fault};
 use super::machine::GROUP;
+use super::wishes::{Wish, draw_drift};
 use super::{Todo, Waiter, World};
 use crate::mutant::Sabotage;
 use althing_raft::ids::{Index, MemberId, Now};
@@ -35,6 +36,8 @@ enum Kind {
     DiskFull,
     ClockJump,
     Membership,
+    Reads,
+    Drift,
 }
 
 impl World {
@@ -70,6 +73,8 @@ impl World {
             (weights.disk_full, Kind::DiskFull),
             (weights.clock_jump, Kind::ClockJump),
             (weights.membership, Kind::Membership),
+            (weights.reads, Kind::Reads),
+            (weights.drift, Kind::Drift),
         ];
         let mut choice = self.rng.below(kinds.iter().map(|(weight, _)| weight).sum());
         for (weight, kind) in kinds {
@@ -160,6 +165,15 @@ impl World {
                 machine,
                 by_ns: rng.between(1, 5000) * MS,
             },
+            Kind::Reads => Fault::Reads {
+                wish: Wish::draw(rng),
+                instead: machine,
+            },
+            Kind::Drift => {
+                let most = self.conditions.leases.map_or(0, |leases| leases.drift_ppm);
+                let ppm = draw_drift(rng, most);
+                Fault::Drift { machine, ppm }
+            }
             Kind::Membership => match self.conditions.churn {
                 Churn::Fixed => return Vec::new(),
                 Churn::Scale => return self.draw_scale().into_iter().collect(),
@@ -288,6 +302,16 @@ impl World {
             Fault::Exchange { next } => self.exchange(next),
             Fault::Wipe { machine, down_ns } => self.wipe(machine, down_ns),
             Fault::FlipBit { machine, at, down_ns } => self.flip_bit(machine, at, down_ns),
+            Fault::Reads { wish, instead } => {
+                let leader = self.leader().unwrap_or(instead);
+                let spec = self.spec(wish);
+                self.set_reads(leader, spec);
+            }
+            Fault::Drift { machine, ppm } => {
+                self.counts.drifts += 1;
+                let now = self.now;
+                self.machines[machine].clock.change(now, ppm);
+            }
         }
     }
 

@@ -31,6 +31,7 @@ impl World {
     pub(super) fn operate(&mut self) {
         self.later(EVERY, Todo::Operate);
         self.stop_the_removed();
+        self.begin_leases();
         // Any member that believes that it leads will do: the core must refuse what is wrong.
         let leaders: Vec<usize> = (0..self.machines.len())
             .filter(|&number| self.believes_to_lead(number))

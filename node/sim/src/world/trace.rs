@@ -69,7 +69,12 @@ pub(crate) fn describe(message: &Message) -> String {
         | Body::HeartbeatReply { .. }
         | Body::TimeoutNow
         | Body::ReadIndex { .. }
-        | Body::ReadIndexReply { .. } => format!("{:?}", message.body),
+        | Body::ReadIndexReply { .. }
+        | Body::Roster { .. }
+        | Body::LeaseRequest { .. }
+        | Body::LeaseGrant { .. }
+        | Body::Revoke { .. }
+        | Body::Revoked { .. } => format!("{:?}", message.body),
     };
     format!("{} -> {} term {}: {body}", message.from, message.to, message.term)
 }

@@ -334,7 +334,7 @@ impl Watch {
         match &message.body {
             Body::VoteReply { granted: true } => self.voted(from, term, message.to),
             Body::Vote { .. } => self.voted(from, term, from),
-            Body::AppendAccepted { last } => {
+            Body::AppendAccepted { last, stamp: _ } => {
                 let has = self.durable.get(&from).map(Mirror::last).unwrap_or_default();
                 if has.index < *last {
                     self.violation(format!(
@@ -354,7 +354,12 @@ impl Watch {
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
-            | Body::Forward { .. } => {}
+            | Body::Forward { .. }
+            | Body::Roster { .. }
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoke { .. }
+            | Body::Revoked { .. } => {}
         }
     }
 
@@ -489,7 +494,7 @@ impl Watch {
             Work::Configure { state, .. } => {
                 self.configs.insert(index, state.clone());
             }
-            Work::Noop | Work::Command { .. } => {}
+            Work::Noop | Work::Command { .. } | Work::Reads { .. } => {}
         }
     }
 
@@ -536,6 +541,7 @@ fn content_hash(payload: &Payload) -> u64 {
         Payload::Noop => 1,
         Payload::Command(bytes) => bytes_hash(bytes).wrapping_mul(3),
         Payload::Config(change) => text_hash(&format!("{change:?}")).wrapping_mul(5),
+        Payload::Reads(change) => text_hash(&format!("{change:?}")).wrapping_mul(7),
     }
 }
 
@@ -544,5 +550,6 @@ fn work_hash(work: &Work) -> u64 {
         Work::Noop => 1,
         Work::Command { command, waiter: _ } => bytes_hash(command).wrapping_mul(3),
         Work::Configure { change, state } => text_hash(&format!("{change:?}{state:?}")).wrapping_mul(5),
+        Work::Reads { state } => text_hash(&format!("{state:?}")).wrapping_mul(7),
     }
 }

@@ -11,11 +11,14 @@
 //! which is cheap for the engine, and are a watch's history as they stand. A snapshot is installed into a new slot; one
 //! put of the slot record makes it the state.
 
-use crate::codec::{CodecError, Reader, decode_snapshot_meta, encode_snapshot_meta, put_bytes};
+use crate::codec::{
+    CodecError, Reader, decode_reads, decode_snapshot_meta, encode_reads, encode_snapshot_meta, put_bytes,
+};
 use crate::ops::{KeyValue, Revision};
 use crate::state::KeySpan;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
+use althing_raft::roster::ReadsState;
 use bytes::{BufMut, Bytes};
 
 /// Version of rows and of the applied record. N-1 must stay readable.
@@ -194,6 +197,9 @@ impl Row {
     }
 }
 
+/// Version of an applied record that also says how reads are answered.
+const APPLIED_WITH_READS: u8 = 2;
+
 /// The applied record: what a slot's rows are the state of. Written in the same batch as they are.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub(crate) struct AppliedRecord {
@@ -218,29 +224,38 @@ impl AppliedRecord {
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        let mut out = vec![ROW_VERSION];
+        // A group that never asked for another way to read is written as earlier versions wrote it.
+        let with_reads = self.meta.reads != ReadsState::default();
+        let mut out = vec![if with_reads { APPLIED_WITH_READS } else { ROW_VERSION }];
         out.put_i64_le(self.current);
         out.put_i64_le(self.compacted);
         out.put_i64_le(self.swept);
         encode_snapshot_meta(&self.meta, &mut out);
+        if with_reads {
+            encode_reads(&self.meta.reads, &mut out);
+        }
         out
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader(bytes);
-        match reader.u8("applied record")? {
-            ROW_VERSION => {}
+        let with_reads = match reader.u8("applied record")? {
+            ROW_VERSION => false,
+            APPLIED_WITH_READS => true,
             tag => {
                 return Err(CodecError::Tag {
                     what: "applied record version",
                     tag,
                 });
             }
-        }
+        };
         let current = reader.i64("current revision")?;
         let compacted = reader.i64("compacted revision")?;
         let swept = reader.i64("swept revision")?;
-        let meta = decode_snapshot_meta(&mut reader.0)?;
+        let mut meta = decode_snapshot_meta(&mut reader.0)?;
+        if with_reads {
+            meta.reads = decode_reads(&mut reader.0)?;
+        }
         reader.finish("applied record")?;
         Ok(Self {
             meta,

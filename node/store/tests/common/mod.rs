@@ -1,7 +1,7 @@
 //! A keyspace to poke at, and short words for requests.
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
-use althing_raft::entry::{ConfigState, SnapshotMeta};
+use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, Index, LogPosition, Term};
 use althing_store::ops::{
     Command, Compare, CompareOp, CompareTarget, Delete, KeyRange, KeyValue, Op, OpError, OpResult, Put, Range,
@@ -28,7 +28,7 @@ pub fn meta(index: u64) -> SnapshotMeta {
             term: Term(1),
             index: Index(index),
         },
-        config: ConfigState::default(),
+        ..SnapshotMeta::default()
     }
 }
 

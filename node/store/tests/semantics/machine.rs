@@ -134,7 +134,15 @@ fn whoever_a_joint_change_leaves_out_stays_in_the_table_until_its_end() {
             index: at,
         };
         let config = config.clone();
-        mvcc.apply(&items, SnapshotMeta { position, config }).unwrap();
+        mvcc.apply(
+            &items,
+            SnapshotMeta {
+                position,
+                config,
+                ..SnapshotMeta::default()
+            },
+        )
+        .unwrap();
         mvcc.members().keys().map(|member| member.0).collect::<Vec<_>>()
     };
     let present = apply(vec![
