@@ -48,7 +48,7 @@ const fn program(package: &'static str, name: &'static str) -> Program {
 }
 
 /// Everything the bed is made of.
-pub const FAMILIES: [Family; 7] = [
+pub const FAMILIES: [Family; 8] = [
     Family {
         name: "kubernetes",
         version: "1.36.3",
@@ -91,6 +91,13 @@ pub const FAMILIES: [Family; 7] = [
             },
             program("go.etcd.io/etcd/etcdctl/v3", "etcdctl"),
         ],
+    },
+    // etcd's own load generator, which lives in the repository's root module and is released later than the server.
+    Family {
+        name: "benchmark",
+        version: "3.6.8",
+        link: "",
+        programs: &[program("go.etcd.io/etcd/v3/tools/benchmark", "benchmark")],
     },
     Family {
         name: "coredns",
@@ -139,6 +146,18 @@ impl Parts {
     /// As [`Parts::build`].
     pub fn build_family(name: &str) -> Result<Self> {
         Self::build_some(|family| family.name == name)
+    }
+
+    /// The version that a family is pinned to.
+    ///
+    /// # Panics
+    /// If there is no such family: names are constants of this crate.
+    pub fn version(name: &str) -> &'static str {
+        let family = FAMILIES.iter().find(|family| family.name == name);
+        family.map_or_else(
+            || panic!("invariant: there is no family `{name}` of parts"),
+            |family| family.version,
+        )
     }
 
     fn build_some(wanted: impl Fn(&Family) -> bool) -> Result<Self> {

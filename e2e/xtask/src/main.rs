@@ -1,6 +1,7 @@
 //! The project's task runner, `cargo xtask <task>`: thin; what it runs lies in `althing_e2e` and the modules here.
 #![allow(clippy::disallowed_methods, reason = "measures how long tasks take")]
 
+mod bench;
 mod chaos;
 mod cluster;
 mod codegen;
@@ -31,6 +32,9 @@ enum Task {
     Images(cluster::Which),
     /// Set up, then run every check, from formatting to tests on a real Kubernetes.
     Test,
+    /// Measure.
+    #[command(subcommand)]
+    Bench(bench::Task),
     /// Run the tests that need a real Kubernetes, on a cluster of their own that is gone afterwards.
     E2e {
         /// Only tests whose name contains this.
@@ -73,6 +77,7 @@ fn main() -> ExitCode {
 fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
     match task {
         Task::Cluster(task) => cluster::run(task).map_err(Into::into),
+        Task::Bench(task) => done(bench::run(task)),
         Task::Images(which) => images::run(&which).map_err(Into::into),
         Task::Test => Ok(if tests::run() {
             ExitCode::SUCCESS

@@ -1,0 +1,225 @@
+//! Three members of either system on loopback, with their data below one folder.
+
+use std::fs::{self, OpenOptions};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::http::call;
+use super::report::System;
+use super::usage::{self, Usage};
+use crate::command::{run, tail, wait_until};
+use crate::error::{Error, Result};
+
+/// Members of each system.
+pub(super) const MEMBERS: usize = 3;
+/// A member opens an empty volume and fills its first log segment in a second or two.
+const READY_LIMIT: Duration = Duration::from_secs(60);
+/// How much of a member's log an error carries.
+const LOG_TAIL: usize = 2000;
+/// The id of the cluster of members of ours.
+const CLUSTER: &str = "00000000000000be";
+
+/// Programs that are started.
+pub(super) struct Programs {
+    pub(super) etcd: PathBuf,
+    pub(super) etcdctl: PathBuf,
+    pub(super) althing: PathBuf,
+}
+
+struct Member {
+    client: SocketAddr,
+    peer: SocketAddr,
+    /// Ours only.
+    admin: SocketAddr,
+    log: PathBuf,
+    process: Child,
+}
+
+/// Running members; they end when this is dropped, and with this process's main thread, however that ends.
+pub(super) struct Cluster {
+    members: Vec<Member>,
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for member in &mut self.members {
+            // Best effort: it may have ended before.
+            drop(member.process.kill());
+            drop(member.process.wait());
+        }
+    }
+}
+
+impl Cluster {
+    /// Starts one and waits until every member serves.
+    pub(super) fn start(system: System, programs: &Programs, folder: &Path) -> Result<Self> {
+        let folder = folder.join(system.name().to_lowercase());
+        fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
+        let addresses: Vec<[SocketAddr; 3]> = (0..MEMBERS)
+            .map(|_| Ok([free_address()?, free_address()?, free_address()?]))
+            .collect::<Result<_>>()?;
+        let mut cluster = Self { members: Vec::new() };
+        for (at, &[client, peer, admin]) in addresses.iter().enumerate() {
+            let name = format!("bench-{at}");
+            let (data, log) = (folder.join(&name), folder.join(format!("{name}.log")));
+            let args = match system {
+                System::Etcd => etcd_args(&name, &data, client, peer, &addresses),
+                System::Althing => althing_args(&name, &data, client, peer, admin),
+            };
+            let program = match system {
+                System::Etcd => &programs.etcd,
+                System::Althing => &programs.althing,
+            };
+            let process = spawn(program, &args, &log)?;
+            cluster.members.push(Member {
+                client,
+                peer,
+                admin,
+                log,
+                process,
+            });
+        }
+        match system {
+            System::Etcd => {}
+            System::Althing => cluster.form()?,
+        }
+        wait_until(&format!("{} serves", system.name()), READY_LIMIT, || {
+            let endpoints = format!("--endpoints={}", cluster.endpoints().join(","));
+            run(Command::new(&programs.etcdctl).args([&endpoints, "endpoint", "health"]))
+                .map(drop)
+                .map_err(|error| error.to_string())
+        })
+        .map_err(|error| cluster.blame(error))?;
+        Ok(cluster)
+    }
+
+    /// Where clients ask.
+    pub(super) fn endpoints(&self) -> Vec<String> {
+        self.members.iter().map(|member| member.client.to_string()).collect()
+    }
+
+    /// What each member has used since it started.
+    pub(super) fn usage(&self) -> Result<Vec<Usage>> {
+        self.members
+            .iter()
+            .map(|member| usage::of(member.process.id()))
+            .collect()
+    }
+
+    /// Makes members of ours a cluster: the first is born, the others learn, then vote.
+    fn form(&self) -> Result<()> {
+        let statuses = self
+            .members
+            .iter()
+            .map(|member| {
+                wait_until("a member answers", READY_LIMIT, || {
+                    call("GET", member.admin, "/v1/status", "")
+                })
+            })
+            .map(|answer| parse(&answer?))
+            .collect::<Result<Vec<Value>>>()
+            .map_err(|error| self.blame(error))?;
+        let first = self.members[0].admin;
+        let ask = |path: &str, body: &Value| {
+            wait_until(path, READY_LIMIT, || call("POST", first, path, &body.to_string()))
+                .map_err(|error| self.blame(error))
+        };
+        ask("/v1/bootstrap", &json!({"clusterId": CLUSTER}))?;
+        for (member, status) in self.members.iter().zip(&statuses).skip(1) {
+            let id = status["memberId"].as_str().unwrap_or_default();
+            ask(
+                "/v1/members",
+                &json!({
+                    "id": id, "name": status["name"], "peerAddress": member.peer.to_string(),
+                    "clientUrls": [format!("http://{}", member.client)],
+                }),
+            )?;
+            // Refused until the learner has caught up.
+            ask(&format!("/v1/members/{id}/promote"), &json!({}))?;
+        }
+        Ok(())
+    }
+
+    /// Adds the ends of the members' logs to an error.
+    fn blame(&self, error: Error) -> Error {
+        let logs: Vec<String> = self
+            .members
+            .iter()
+            .filter_map(|member| fs::read_to_string(&member.log).ok())
+            .map(|log| tail(&log, LOG_TAIL).to_owned())
+            .collect();
+        Error::refused(
+            format!("{error}\n{}", logs.join("\n---\n")),
+            "read the members' logs above",
+        )
+    }
+}
+
+fn parse(answer: &str) -> Result<Value> {
+    serde_json::from_str(answer).map_err(|source| Error::Json {
+        what: "a member's status".to_owned(),
+        source,
+    })
+}
+
+fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
+    let open = || {
+        OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(log)
+            .map_err(Error::io("open", log))
+    };
+    // Ends with this process, also if that is killed.
+    let mut command = Command::new("setpriv");
+    command.args(["--pdeathsig", "KILL"]).arg(program).args(args);
+    command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
+    command.spawn().map_err(|source| Error::Start {
+        program: "setpriv".to_owned(),
+        source,
+        hint: "install util-linux",
+    })
+}
+
+/// etcd with its own defaults; fsync is one of them.
+fn etcd_args(name: &str, data: &Path, client: SocketAddr, peer: SocketAddr, all: &[[SocketAddr; 3]]) -> Vec<String> {
+    let cluster: Vec<String> = all
+        .iter()
+        .enumerate()
+        .map(|(at, [_, peer, _])| format!("bench-{at}=http://{peer}"))
+        .collect();
+    vec![
+        format!("--name={name}"),
+        format!("--data-dir={}", data.display()),
+        format!("--listen-client-urls=http://{client}"),
+        format!("--advertise-client-urls=http://{client}"),
+        format!("--listen-peer-urls=http://{peer}"),
+        format!("--initial-advertise-peer-urls=http://{peer}"),
+        format!("--initial-cluster={}", cluster.join(",")),
+        "--log-level=warn".to_owned(),
+    ]
+}
+
+/// Ours with its own defaults.
+fn althing_args(name: &str, data: &Path, client: SocketAddr, peer: SocketAddr, admin: SocketAddr) -> Vec<String> {
+    vec![
+        "run".to_owned(),
+        format!("--name={name}"),
+        format!("--data-dir={}", data.display()),
+        format!("--client-addr={client}"),
+        format!("--peer-addr={peer}"),
+        format!("--admin-addr={admin}"),
+        "--log-filter=info".to_owned(),
+    ]
+}
+
+/// A port that was free a moment ago, on loopback.
+fn free_address() -> Result<SocketAddr> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|listener| listener.local_addr())
+        .map_err(Error::io("bind", "127.0.0.1:0"))
+}

@@ -1,0 +1,160 @@
+//! `cargo xtask bench`: figures for docs/bench, and a table for a person.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use althing_e2e::bench::plan::Kind;
+use althing_e2e::bench::report::{Figures, Line, Report};
+use althing_e2e::bench::{self, Options, chart};
+use althing_e2e::command::run_inherited;
+use althing_e2e::{Error, Result, paths};
+use clap::{Args, Subcommand};
+use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_NO_BORDERS};
+
+/// Where the figures that the README shows are kept.
+const FOLDER: &str = "docs/bench";
+
+#[derive(Subcommand)]
+pub(crate) enum Task {
+    /// Three members of Althing and three of etcd side by side, driven by etcd's own `benchmark`.
+    Etcd(Etcd),
+}
+
+#[derive(Args)]
+pub(crate) struct Etcd {
+    /// Times that every case runs against both.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// Seconds that one run takes, about.
+    #[arg(long, default_value_t = 5.0)]
+    seconds: f64,
+    /// Requests under way at any time.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 1000])]
+    clients: Vec<usize>,
+    /// Only these cases.
+    #[arg(long, value_delimiter = ',', default_values_t = Kind::ALL.map(Kind::name).map(str::to_owned))]
+    cases: Vec<String>,
+    /// A built althing-node, instead of building one.
+    #[arg(long)]
+    node: Option<PathBuf>,
+    /// Where to write etcd.json and etcd.svg [default: docs/bench of the checkout].
+    #[arg(long)]
+    out: Option<PathBuf>,
+}
+
+pub(crate) fn run(task: Task) -> Result<()> {
+    match task {
+        Task::Etcd(args) => etcd(args),
+    }
+}
+
+fn etcd(args: Etcd) -> Result<()> {
+    let kinds = args
+        .cases
+        .iter()
+        .map(|name| name.parse().map_err(|what: String| Error::refused(what, "see --help")))
+        .collect::<Result<_>>()?;
+    if args.rounds == 0 || args.clients.contains(&0) || args.seconds.is_nan() || args.seconds <= 0.0 {
+        return Err(Error::refused(
+            "rounds, clients and seconds must be above 0",
+            "see --help",
+        ));
+    }
+    let node = args.node.map_or_else(build_node, Ok)?;
+    let report = bench::etcd(&Options {
+        rounds: args.rounds,
+        seconds: args.seconds,
+        clients: args.clients,
+        kinds,
+        node,
+    })?;
+    let out = args.out.unwrap_or_else(|| paths::checkout().join(FOLDER));
+    fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
+    let json = serde_json::to_string_pretty(&report).expect("invariant: a report is plain data");
+    write(&out.join("etcd.json"), &(json + "\n"))?;
+    write(&out.join("etcd.svg"), &chart::svg(&report))?;
+    println!("\n{}\n", table(&report));
+    println!("etcd.json and etcd.svg are in {}", out.display());
+    Ok(())
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    fs::write(path, text).map_err(Error::io("write", path))
+}
+
+/// The program as it is released.
+fn build_node() -> Result<PathBuf> {
+    let checkout = paths::checkout();
+    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), PathBuf::from);
+    run_inherited(
+        Command::new("cargo")
+            .args(["build", "--release", "--locked", "--package=althing-node"])
+            .current_dir(checkout),
+    )?;
+    Ok(checkout.join(target).join("release/althing-node"))
+}
+
+fn table(report: &Report) -> Table {
+    let mut table = Table::new();
+    table.load_style(UTF8_NO_BORDERS).set_header([
+        "case",
+        "clients",
+        "",
+        "requests/s",
+        "p50 ms",
+        "p99 ms",
+        "server CPU us/request",
+        "RSS MiB per member",
+        "goals",
+    ]);
+    for line in &report.lines {
+        table.add_row(cells([line.case, &line.clients.to_string(), "etcd"], &line.etcd, ""));
+        table.add_row(cells(["", "", "Althing"], &line.althing, ""));
+        table.add_row(ratios(line));
+    }
+    for column in 3..=6 {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+fn cells(names: [&str; 3], figures: &Figures, goals: &str) -> Vec<Cell> {
+    let rss: Vec<String> = figures.rss_mib.iter().map(|mib| format!("{mib:.0}")).collect();
+    names
+        .into_iter()
+        .map(str::to_owned)
+        .chain([
+            format!("{:.0}", figures.requests_per_second),
+            format!("{:.2}", figures.p50_ms),
+            format!("{:.2}", figures.p99_ms),
+            format!("{:.0}", figures.server_cpu_us_per_request),
+            rss.join(" "),
+            goals.to_owned(),
+        ])
+        .map(Cell::new)
+        .collect()
+}
+
+fn ratios(line: &Line) -> Vec<Cell> {
+    let goals: Vec<String> = line
+        .goals
+        .iter()
+        .map(|goal| format!("{} {}", if goal.reached { "✓" } else { "✗" }, goal.what))
+        .collect();
+    [
+        String::new(),
+        String::new(),
+        "ratio".to_owned(),
+        format!("{:.2}x", line.throughput_ratio),
+        format!("{:.2}x", line.p50_ratio),
+        format!("{:.2}x", line.althing.p99_ms / line.etcd.p99_ms),
+        format!("{:.2}x", line.cpu_ratio),
+        String::new(),
+        goals.join("\n"),
+    ]
+    .map(Cell::new)
+    .into()
+}
