@@ -22,7 +22,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 use tonic::Code;
-use tracing::Span;
+use tracing::subscriber::Interest;
+use tracing::{Metadata, Span};
 use tracing_opentelemetry::OpenTelemetrySpanExt;
 use tracing_subscriber::filter::{FilterExt, LevelFilter, Targets, dynamic_filter_fn};
 use tracing_subscriber::layer::{Filter, SubscriberExt};
@@ -202,8 +203,9 @@ impl Sparing {
         let started = Instant::now();
         // Seconds since then at which the next complaint may be logged.
         let next = AtomicU64::new(0);
+        let is_its = |event: &Metadata<'_>| event.target().starts_with("opentelemetry");
         dynamic_filter_fn(move |event, _| {
-            if !event.target().starts_with("opentelemetry") {
+            if !is_its(event) {
                 return true;
             }
             let now = started.elapsed().as_secs();
@@ -213,6 +215,16 @@ impl Sparing {
                     .compare_exchange(due, now + Self::INTERVAL_SECONDS, Ordering::Relaxed, Ordering::Relaxed)
                     .is_ok()
         })
+        // Both say that everybody else's events are the other filter's business. Without them every trace event of h2 and sled, and
+        // there are dozens per request, would be made and then be asked about here.
+        .with_callsite_filter(move |event| {
+            if is_its(event) {
+                Interest::sometimes()
+            } else {
+                Interest::always()
+            }
+        })
+        .with_max_level_hint(LevelFilter::TRACE)
     }
 }
 
