@@ -164,8 +164,23 @@ impl Raft {
         if self.reads.rounds.len() >= ROUNDS_MAX {
             return;
         }
+        // A follower that asks shows, as an answer to a heartbeat would, that it knew of no later term after its reads came. Where
+        // the two of us are a majority, nobody else need be asked: in a group of three, a follower's reads cost two messages.
+        let (witnesses, peers): (Vec<_>, Vec<_>) =
+            std::mem::take(&mut self.reads.peers_waiting)
+                .into_iter()
+                .partition(|(peer, _)| {
+                    self.members
+                        .is_majority(|voter| voter == self.config.id || voter == *peer)
+                });
+        for (peer, request) in witnesses {
+            let index = Some(self.commit);
+            self.send(peer, Body::ReadIndexReply { request, index });
+        }
         let local: Vec<_> = self.reads.waiting.drain(..).collect();
-        let peers = std::mem::take(&mut self.reads.peers_waiting);
+        if local.is_empty() && peers.is_empty() {
+            return;
+        }
         self.reads.round += 1;
         let round = Round {
             id: self.reads.round,

@@ -156,3 +156,58 @@ fn p3_reads_of_a_lost_leadership_are_asked_of_the_next_leader() {
     assert_eq!(reads.len(), 1);
     assert!(reads[0].1 >= committed.prev(), "the index is the new leader's");
 }
+
+/// Messages until a follower's read is answered, in a settled group of `members`.
+fn messages_of_a_followers_read(members: u64) -> usize {
+    let mut net = Net::new(members);
+    net.elect(1);
+    net.propose(id(1), "known");
+    net.run(kit::HEARTBEAT * 2);
+    net.mail.clear();
+    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    let mut delivered = 0;
+    while net.nodes[&id(2)].reads.is_empty() {
+        net.deliver_one(0);
+        delivered += 1;
+    }
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), net.raft(1).view().commit)]);
+    delivered
+}
+
+#[test]
+fn the_follower_that_asks_is_itself_the_second_of_three() {
+    assert_eq!(messages_of_a_followers_read(3), 2);
+    // Of five the leader needs one more: a round.
+    assert!(messages_of_a_followers_read(5) > 4);
+}
+
+#[test]
+fn a_leader_that_was_replaced_answers_no_follower_of_the_new_term_and_no_learner_alone() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    // 1 is cut off and does not know that 2 leads.
+    net.cut = [(1, 2), (2, 1), (1, 3), (3, 1)].map(|(a, b)| (id(a), id(b))).into();
+    net.elect(2);
+    net.propose(id(2), "newer");
+    net.run(kit::HEARTBEAT * 2);
+    let newer = net.raft(2).view();
+    assert!(newer.commit > net.raft(1).view().commit);
+    net.mail.clear();
+    // Whoever follows 2 carries its term: the question itself tells 1 that it leads no more.
+    net.step(id(1), message(3, 1, newer.soft.term.0, Body::ReadIndex { request: 1 }));
+    let told = |net: &Net| {
+        let answers = net.mail.iter().filter(|m| m.from == id(1));
+        answers
+            .filter(|m| matches!(m.body, Body::ReadIndexReply { index: Some(_), .. }))
+            .count()
+    };
+    assert_eq!(told(&net), 0);
+
+    // A learner has no vote that could count beside the leader's own.
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.mail.clear();
+    let term = net.raft(1).view().soft.term.0;
+    net.step(id(1), message(9, 1, term, Body::ReadIndex { request: 1 }));
+    assert_eq!(told(&net), 0);
+}
