@@ -142,7 +142,10 @@ async fn a_snapshot_whose_connection_breaks_is_carried_on_and_not_begun_anew() {
     );
     let log = std::fs::read_to_string(behind.log_path()).unwrap();
     // What was still in sockets is lost; what the disk had taken is not.
-    assert!(log.contains("going on with a snapshot that broke off"), "it began anew:\n{log}");
+    assert!(
+        log.contains("going on with a snapshot that broke off"),
+        "it began anew:\n{log}"
+    );
     assert!(log.contains("installed a snapshot"), "{log}");
     has_all(&behind).await;
 }

@@ -241,6 +241,7 @@ impl Raft {
             self.election_deadline
         };
         let reads = self.reads.deadline().into_iter().chain(self.held_deadline());
+        let reads = reads.chain(self.gather_deadline());
         role.into_iter().chain(reads).chain(self.lease_deadline()).min()
     }
 

@@ -13,6 +13,9 @@ use std::time::Duration;
 pub(crate) const READS_MAX: usize = 65_536;
 /// Rounds, or questions of a follower, under way. Reads that come meanwhile gather and share the next one.
 const ROUNDS_MAX: usize = 4;
+/// How long reads gather while a round is under way. A round within a site is over before, and then the next one starts at once with
+/// all that came: fewer, larger rounds. Between sites it is nothing beside the round itself, and several overlap.
+const ROUND_GAP: Duration = Duration::from_millis(1);
 /// Askers among peers that may wait at a leader; each stands for a whole batch of one follower.
 const PEER_ASKS_MAX: usize = 4_096;
 /// A read that found no answer after so many election timeouts is given up: no leader, or none reachable.
@@ -47,6 +50,8 @@ pub(crate) struct Reads {
     round: u64,
     asked: Vec<Asked>,
     asked_leader: Option<MemberId>,
+    /// When the latest round, or first question about a batch, began.
+    began: Now,
     /// Never used twice, also not by an earlier boot: it starts at random (pitfall P2).
     token: u64,
     /// All reads of this member that are not answered, held ones (`crate::gate`) as well.
@@ -63,6 +68,7 @@ impl Reads {
             round: 0,
             asked: Vec::new(),
             asked_leader: None,
+            began: Now::default(),
             token: seed.rotate_left(17) >> 1,
             count: 0,
             patience: None,
@@ -141,6 +147,29 @@ impl Raft {
         }
     }
 
+    /// Whether reads wait for company, with so many rounds or questions under way.
+    fn gathers(&self, under_way: usize) -> bool {
+        under_way >= ROUNDS_MAX || (under_way > 0 && self.now < self.reads.began.after(ROUND_GAP))
+    }
+
+    /// When gathered reads go on although nothing has come. A full set of rounds ends by an answer, not by time.
+    pub(crate) fn gather_deadline(&self) -> Option<Now> {
+        let (may, waits, under_way) = match self.role {
+            Role::Leader => (
+                self.committed_in_term(),
+                !(self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty()),
+                self.reads.rounds.len(),
+            ),
+            Role::Learner | Role::Follower => (
+                self.leader.is_some(),
+                !self.reads.waiting.is_empty(),
+                self.reads.asked.len(),
+            ),
+            Role::PreCandidate | Role::Candidate => return None,
+        };
+        (may && waits && (1..ROUNDS_MAX).contains(&under_way)).then(|| self.reads.began.after(ROUND_GAP))
+    }
+
     fn start_round(&mut self) {
         if self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty() {
             return;
@@ -161,9 +190,6 @@ impl Raft {
             }
             return;
         }
-        if self.reads.rounds.len() >= ROUNDS_MAX {
-            return;
-        }
         // A follower that asks shows, as an answer to a heartbeat would, that it knew of no later term after its reads came. Where
         // the two of us are a majority, nobody else need be asked: in a group of three, a follower's reads cost two messages.
         let (witnesses, peers): (Vec<_>, Vec<_>) =
@@ -177,16 +203,18 @@ impl Raft {
             let index = Some(self.commit);
             self.send(peer, Body::ReadIndexReply { request, index });
         }
-        let local: Vec<_> = self.reads.waiting.drain(..).collect();
-        if local.is_empty() && peers.is_empty() {
+        self.reads.peers_waiting = peers;
+        let nothing = self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty();
+        if nothing || self.gathers(self.reads.rounds.len()) {
             return;
         }
+        self.reads.began = self.now;
         self.reads.round += 1;
         let round = Round {
             id: self.reads.round,
             index: self.commit,
-            local,
-            peers,
+            local: self.reads.waiting.drain(..).collect(),
+            peers: std::mem::take(&mut self.reads.peers_waiting),
         };
         self.reads.rounds.push_back(round);
         if self.members.is_majority(|voter| voter == self.config.id) {
@@ -231,9 +259,10 @@ impl Raft {
             self.reads.requeue_asked();
             self.reads.asked_leader = Some(leader);
         }
-        if self.reads.waiting.is_empty() || self.reads.asked.len() >= ROUNDS_MAX {
+        if self.reads.waiting.is_empty() || self.gathers(self.reads.asked.len()) {
             return;
         }
+        self.reads.began = self.now;
         let batch = Asked {
             requests: self.reads.waiting.drain(..).collect(),
             tokens: Vec::new(),

@@ -1,11 +1,12 @@
 //! One group inside a host.
 
-use crate::effect::Done;
+use crate::effect::{Done, WriteToken};
 use crate::policy::{CutPolicy, LogFacts, compact_to};
 use althing_raft::Raft;
 use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
 use althing_raft::io::{RequestId, Soft};
+use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
 use althing_raft::roster::Footprint;
 use bytes::Bytes;
@@ -22,6 +23,11 @@ pub(super) struct Group {
     /// Proposals that wait for a leader or for the end of the turn, with their envelopes.
     pub(super) held: Vec<(RequestId, Bytes)>,
     pub(super) held_bytes: usize,
+    /// Commands of followers' clients that wait for a write under way to end.
+    pub(super) forwarded: Vec<Message>,
+    pub(super) forwarded_bytes: usize,
+    /// What came in waits for this write and all before it, not for a moment.
+    pub(super) gate: Option<WriteToken>,
     /// Before this moment nothing that the core refused is tried again.
     pub(super) hold_until: Now,
     /// The same for reads.
@@ -49,6 +55,9 @@ impl Group {
             config: applied.config,
             held: Vec::new(),
             held_bytes: 0,
+            forwarded: Vec::new(),
+            forwarded_bytes: 0,
+            gate: None,
             hold_until: Now::default(),
             read_hold_until: Now::default(),
             reads: Vec::new(),
@@ -144,7 +153,7 @@ impl Group {
     /// When something must happen here without an event.
     pub(super) fn wake_at(&self) -> Option<Now> {
         let led = self.soft.leader.is_some();
-        let hold = (led && !self.held.is_empty()).then_some(self.hold_until);
+        let hold = (led && self.gate.is_none() && !self.held.is_empty()).then_some(self.hold_until);
         let read = (led && !self.reads.is_empty()).then_some(self.read_hold_until);
         self.deadline.into_iter().chain(hold).chain(read).min()
     }

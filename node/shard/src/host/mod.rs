@@ -1,5 +1,6 @@
 //! The host: one turn in, one list of effects out.
 
+mod coalesce;
 mod group;
 mod turn;
 
@@ -17,6 +18,7 @@ use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
 use althing_raft::roster::ReadSpec;
 use bytes::Bytes;
+use coalesce::coalesce;
 use group::Group;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -30,6 +32,9 @@ pub const HELD_BYTES_MAX: usize = 64 << 20;
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 64 << 20;
 /// Bytes of commands in one proposal: a forward of it fits into one frame.
 pub const PROPOSE_BYTES_MAX: usize = 1 << 20;
+/// Bytes of forwarded commands that wait for a write of the log under way to end (see `Host::gated`); more go on at once, and the
+/// core's own limit holds.
+pub const FORWARDED_BYTES_MAX: usize = 16 << 20;
 
 /// What a host is born with.
 #[derive(Clone, Debug)]
@@ -75,6 +80,8 @@ pub struct Host {
     /// What each write under way makes durable.
     writes: BTreeMap<WriteToken, Vec<(GroupId, PersistSeq)>>,
     token: WriteToken,
+    /// Groups whose commands wait for a write under way to end.
+    waiting: BTreeSet<GroupId>,
     turn: Turn,
 }
 
@@ -91,6 +98,7 @@ impl Host {
             due: BTreeSet::new(),
             writes: BTreeMap::new(),
             token: WriteToken::default(),
+            waiting: BTreeSet::new(),
         }
     }
 
@@ -221,6 +229,7 @@ impl Host {
                 for (id, seq) in std::mem::replace(&mut self.writes, later).into_values().flatten() {
                     self.step(now, id, Input::Persisted(seq));
                 }
+                self.turn.touched.append(&mut self.waiting);
             }
             Event::Applied { group, position } => self.applied(now, group, position),
             Event::Members { group, table } => {
@@ -416,9 +425,21 @@ impl Host {
             | Body::Revoke { .. }
             | Body::Revoked { .. } => true,
         };
-        if readable && message.to == self.config.me && message.from != self.config.me {
-            self.step(now, message.group, Input::Message(message));
+        if !readable || message.to != self.config.me || message.from == self.config.me {
+            return;
         }
+        if let Body::Forward { commands } = &message.body
+            && self.gated(message.group)
+            && let Some(group) = self.groups.get_mut(&message.group)
+        {
+            let bytes = commands.iter().map(Bytes::len).sum::<usize>();
+            if group.forwarded_bytes + bytes <= FORWARDED_BYTES_MAX {
+                group.forwarded_bytes += bytes;
+                group.forwarded.push(message);
+                return;
+            }
+        }
+        self.step(now, message.group, Input::Message(message));
     }
 
     fn applied(&mut self, now: Now, id: GroupId, position: LogPosition) {
@@ -455,10 +476,46 @@ impl Host {
 
     /// Hands the turn's proposals and reads to the core.
     fn flush(&mut self, now: Now, id: GroupId) {
-        self.flush_proposals(now, id);
+        let something = self
+            .groups
+            .get(&id)
+            .is_some_and(|group| !(group.held.is_empty() && group.forwarded.is_empty()));
+        if something && !self.gated(id) {
+            self.flush_forwarded(now, id);
+            self.flush_proposals(now, id);
+        }
         self.flush_reads(now, id);
         // What was refused is held again, until the time that `schedule` reads from the group.
         self.turn.touched.remove(&id);
+    }
+
+    /// Whether new commands of a group that leads here wait, to share the next turn: one costs the same for one command and for
+    /// hundreds, and a group commit is what a disk is good at. They wait for the writes that were under way when the first of them came.
+    fn gated(&mut self, id: GroupId) -> bool {
+        let oldest = self.writes.first_key_value().map(|(token, _)| *token);
+        let Some(group) = self.groups.get_mut(&id) else {
+            return false;
+        };
+        let gate = match oldest {
+            Some(oldest) if group.soft.role == Role::Leader => {
+                Some(*group.gate.get_or_insert(self.token)).filter(|gate| oldest <= *gate)
+            }
+            Some(_) | None => None,
+        };
+        group.gate = gate;
+        if gate.is_some() {
+            self.waiting.insert(id);
+        }
+        gate.is_some()
+    }
+
+    /// What was kept waiting is as if it had come now; that it finds another leader is as with any late message.
+    fn flush_forwarded(&mut self, now: Now, id: GroupId) {
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        group.forwarded_bytes = 0;
+        for message in std::mem::take(&mut group.forwarded) {
+            self.step(now, id, Input::Message(message));
+        }
     }
 
     fn flush_proposals(&mut self, now: Now, id: GroupId) {
@@ -529,6 +586,7 @@ impl Host {
         }
         let mut effects = std::mem::take(&mut self.turn.effects);
         for (to, messages) in std::mem::take(&mut self.turn.sends) {
+            let messages = coalesce(messages);
             effects.push(Effect::Send { to, messages });
         }
         let writes = std::mem::take(&mut self.turn.writes);

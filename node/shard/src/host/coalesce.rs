@@ -1,0 +1,141 @@
+//! Messages of one turn to one peer, without those that a later one of the same turn makes pointless.
+//!
+//! A turn answers everything that came since the last one, so it may acknowledge several appends, or start and confirm several
+//! rounds. Of such messages the last says all: within a term, acknowledged indexes, commit indexes and rounds only grow. Leaving the
+//! others out is the same as losing them, which Raft stands.
+
+use althing_raft::ids::{GroupId, Index, Term};
+use althing_raft::message::{Body, Message};
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+
+/// What a message says that a later one may say too.
+#[derive(Clone, Copy, Debug)]
+enum Says {
+    Beat { commit: Index, round: u64 },
+    BeatReply { round: u64 },
+    Accepted { last: Index },
+}
+
+impl Says {
+    fn of(body: &Body) -> Option<Self> {
+        match body {
+            Body::Heartbeat { commit, round } => Some(Self::Beat {
+                commit: *commit,
+                round: *round,
+            }),
+            Body::HeartbeatReply { round } => Some(Self::BeatReply { round: *round }),
+            Body::AppendAccepted { last } => Some(Self::Accepted { last: *last }),
+            Body::PreVote { .. }
+            | Body::PreVoteReply { .. }
+            | Body::Vote { .. }
+            | Body::VoteReply { .. }
+            | Body::Append { .. }
+            | Body::AppendRejected { .. }
+            | Body::Snapshot { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndex { .. }
+            | Body::ReadIndexReply { .. }
+            | Body::Forward { .. } => None,
+        }
+    }
+
+    /// Only messages of one kind are compared.
+    fn kind(self) -> u8 {
+        match self {
+            Self::Beat { .. } => 0,
+            Self::BeatReply { .. } => 1,
+            Self::Accepted { .. } => 2,
+        }
+    }
+
+    fn covers(self, earlier: Self) -> bool {
+        match (self, earlier) {
+            (Self::Beat { commit, round }, Self::Beat { commit: c, round: r }) => commit >= c && round >= r,
+            (Self::BeatReply { round }, Self::BeatReply { round: r }) => round >= r,
+            (Self::Accepted { last }, Self::Accepted { last: l }) => last >= l,
+            (Self::Beat { .. } | Self::BeatReply { .. } | Self::Accepted { .. }, _) => false,
+        }
+    }
+}
+
+/// Keeps, of messages that say the same kind of thing, those that no later one covers. The order stays.
+pub(super) fn coalesce(messages: Vec<Message>) -> Vec<Message> {
+    if messages.len() < 2 {
+        return messages;
+    }
+    let mut kept: Vec<Message> = Vec::with_capacity(messages.len());
+    let mut said: BTreeMap<(GroupId, Term, u8), Says> = BTreeMap::new();
+    for message in messages.into_iter().rev() {
+        if let Some(says) = Says::of(&message.body) {
+            match said.entry((message.group, message.term, says.kind())) {
+                Entry::Occupied(later) if later.get().covers(says) => continue,
+                Entry::Occupied(_) => {}
+                Entry::Vacant(place) => {
+                    place.insert(says);
+                }
+            }
+        }
+        kept.push(message);
+    }
+    kept.reverse();
+    kept
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use althing_raft::ids::MemberId;
+
+    fn message(group: u64, term: u64, body: Body) -> Message {
+        Message {
+            group: GroupId(group),
+            from: MemberId(1),
+            to: MemberId(2),
+            term: Term(term),
+            body,
+        }
+    }
+
+    fn accepted(last: u64) -> Body {
+        Body::AppendAccepted { last: Index(last) }
+    }
+
+    #[test]
+    fn the_last_acknowledgement_speaks_for_all_of_its_term_and_group() {
+        let all = vec![
+            message(1, 5, accepted(7)),
+            message(1, 4, accepted(9)),
+            message(2, 5, accepted(6)),
+            message(1, 5, accepted(8)),
+        ];
+        let expected = vec![all[1].clone(), all[2].clone(), all[3].clone()];
+        assert_eq!(coalesce(all), expected);
+    }
+
+    #[test]
+    fn a_beat_stays_that_says_more_in_one_way_than_the_later_one() {
+        let beat = |commit, round| Body::Heartbeat {
+            commit: Index(commit),
+            round,
+        };
+        let all = vec![
+            message(1, 5, beat(9, 1)),
+            message(1, 5, beat(3, 2)),
+            message(1, 5, beat(3, 3)),
+        ];
+        let expected = vec![all[0].clone(), all[2].clone()];
+        assert_eq!(coalesce(all), expected);
+    }
+
+    #[test]
+    fn what_carries_something_of_its_own_always_stays() {
+        let all = vec![
+            message(1, 5, Body::ReadIndex { request: 1 }),
+            message(1, 5, Body::ReadIndex { request: 2 }),
+            message(1, 5, Body::TimeoutNow),
+            message(1, 5, Body::TimeoutNow),
+        ];
+        assert_eq!(coalesce(all.clone()), all);
+    }
+}
