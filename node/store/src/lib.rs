@@ -14,6 +14,7 @@
 mod error;
 mod mem;
 mod mvcc;
+mod pack;
 mod sled_store;
 mod state;
 

@@ -65,9 +65,10 @@ impl StateStore for MemStore {
         let mut map = self.0.write().unwrap_or_else(PoisonError::into_inner);
         for op in batch.0 {
             match op {
-                BatchOp::Put(key, value) => map.insert(key, value),
-                BatchOp::Delete(key) => map.remove(&key),
-            };
+                BatchOp::Put(key, value) => drop(map.insert(key, value)),
+                BatchOp::Delete(key) => drop(map.remove(&key)),
+                BatchOp::Run(rows) => map.extend(rows),
+            }
         }
         Ok(())
     }

@@ -19,9 +19,10 @@
 
 use crate::error::StoreError;
 use crate::mem::fill_page;
+use crate::pack;
 use crate::state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};
 use bytes::{Buf, BufMut, Bytes};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io;
@@ -38,7 +39,10 @@ pub const CHUNK_BYTES: usize = 6 << 10;
 pub const QUARANTINES_MAX: usize = 2;
 
 const MARKER: &str = "FORMAT";
-const MARKER_TEXT: &str = "althing-store 1\n";
+/// 2: rows may be packed.
+const MARKER_TEXT: &str = "althing-store 2\n";
+/// What this build reads too, and turns into its own before it writes: its rows are all unpacked ones.
+const MARKER_TEXT_BEFORE: &str = "althing-store 1\n";
 const SLED_DIR: &str = "sled";
 const QUARANTINE: &str = "quarantine-";
 
@@ -265,6 +269,7 @@ impl SledStore {
         let marker = dir.join(MARKER);
         match fs::read_to_string(&marker) {
             Ok(text) if text == MARKER_TEXT => Ok(true),
+            Ok(text) if text == MARKER_TEXT_BEFORE => Self::mark(dir).map(|()| true),
             Ok(text) => Err(StoreError::Version {
                 file: marker,
                 found: text.trim().chars().take(80).collect(),
@@ -281,14 +286,19 @@ impl SledStore {
         guard("flush", &path, || db.flush())?;
         sync_tree(&path)?;
         sync_dir(dir)?;
+        Self::mark(dir)?;
+        Ok(db)
+    }
+
+    /// Says, durably, that the store is whole and of this version.
+    fn mark(dir: &Path) -> Result<(), StoreError> {
         let (marker, new) = (dir.join(MARKER), dir.join("FORMAT.new"));
         fs::write(&new, MARKER_TEXT).map_err(io_error("write", &new))?;
         File::open(&new)
             .and_then(|file| file.sync_all())
             .map_err(io_error("sync", &new))?;
         fs::rename(&new, &marker).map_err(io_error("rename", &new))?;
-        sync_dir(dir)?;
-        Ok(db)
+        sync_dir(dir)
     }
 
     fn call<T>(&self, action: &'static str, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
@@ -324,13 +334,38 @@ impl SledStore {
             .collect()
     }
 
-    /// The value behind a row, put together from its chunks.
-    fn assemble(&self, key: &[u8], row: sled::IVec) -> Result<Bytes, StoreError> {
-        let damaged = |what: &str| StoreError::Engine {
+    fn damaged(&self, what: &str, row: &[u8]) -> StoreError {
+        StoreError::Engine {
             action: "read",
             path: self.0.path.clone(),
             source: sled::Error::ReportableBug(format!("{what} of a value of {} bytes", row.len())),
-        };
+        }
+    }
+
+    /// The pack in which a key would stand that has no row of its own: that of the last row before it.
+    fn pack_before(&self, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, StoreError> {
+        let before = self.call("read", |db| db.get_lt(key))?;
+        Ok(before.filter(|(at, row)| at.first() == Some(&DATA) && row.first() == Some(&pack::PACKED)))
+    }
+
+    /// All rows that are stored as this one, with the keys as callers know them.
+    fn unfold(&self, at: &[u8], row: sled::IVec) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+        if row.first() != Some(&pack::PACKED) {
+            let key = Bytes::copy_from_slice(&at[1..]);
+            let value = self.assemble(&key, row)?;
+            return Ok(vec![(key, value)]);
+        }
+        pack::entries(&row)
+            .map(|entry| {
+                let (key, value) = entry.ok_or_else(|| self.damaged("a pack", &row))?;
+                Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)))
+            })
+            .collect()
+    }
+
+    /// The value behind a row, put together from its chunks.
+    fn assemble(&self, key: &[u8], row: sled::IVec) -> Result<Bytes, StoreError> {
+        let damaged = |what: &str| self.damaged(what, &row);
         let Some((tag, mut rest)) = row.split_first() else {
             return Err(damaged("no tag"));
         };
@@ -374,10 +409,62 @@ fn chunk_key(key: &[u8], number: u32) -> Vec<u8> {
     out
 }
 
+fn put(key: &[u8], value: &[u8], rows: &mut sled::Batch) {
+    if value.len() <= CHUNK_BYTES {
+        let mut row = Vec::with_capacity(1 + value.len());
+        row.push(INLINE);
+        row.extend_from_slice(value);
+        rows.insert(data_key(key), row);
+        return;
+    }
+    let mut row = vec![CHUNKED];
+    row.put_u32_le(u32::try_from(value.len()).expect("invariant: values are far below 4 GiB"));
+    rows.insert(data_key(key), row);
+    for (number, chunk) in (0..).zip(value.chunks(CHUNK_BYTES)) {
+        rows.insert(chunk_key(key, number), chunk);
+    }
+}
+
+/// Rows that belong together in packs of up to [`CHUNK_BYTES`]; a row that is alone, or too large, as itself.
+fn put_run(run: &[(Bytes, Bytes)], rows: &mut sled::Batch) {
+    let mut pack: Vec<(&[u8], &[u8])> = Vec::new();
+    let mut bytes = 0;
+    let mut close = |pack: &mut Vec<(&[u8], &[u8])>| {
+        match &pack[..] {
+            [] => {}
+            [(key, value)] => put(key, value, rows),
+            [(first, _), ..] => rows.insert(data_key(first), pack::encode(pack.iter().copied())),
+        }
+        pack.clear();
+    };
+    for (key, value) in run {
+        let fits = pack::fits(key, value);
+        if !fits || bytes + pack::entry_bytes(key, value) > CHUNK_BYTES - 1 {
+            close(&mut pack);
+            bytes = 0;
+        }
+        bytes += pack::entry_bytes(key, value);
+        pack.push((key, value));
+        if !fits {
+            close(&mut pack);
+            bytes = 0;
+        }
+    }
+    close(&mut pack);
+}
+
 impl StateStore for SledStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        let row = self.call("read", |db| db.get(data_key(key)))?;
-        row.map(|row| self.assemble(key, row)).transpose()
+        let at = data_key(key);
+        let pack = match self.call("read", |db| db.get(&at))? {
+            Some(row) if row.first() == Some(&pack::PACKED) => row,
+            Some(row) => return self.assemble(key, row).map(Some),
+            None => match self.pack_before(&at)? {
+                Some((_, pack)) => pack,
+                None => return Ok(None),
+            },
+        };
+        pack::find(&pack, key).ok_or_else(|| self.damaged("a pack", &pack))
     }
 
     fn scan(&self, span: &KeySpan, order: Order, limit: PageLimit) -> Result<Page, StoreError> {
@@ -386,45 +473,61 @@ impl StateStore for SledStore {
         }
         let start = data_key(&span.start);
         let end = span.end.as_ref().map_or_else(|| vec![DATA + 1], |end| data_key(end));
+        // The first rows of the span may stand in a pack that begins before it.
+        let mut first = match self.call("read", |db| db.get(&start))? {
+            Some(_) => None,
+            None => self.pack_before(&start)?,
+        };
         let mut rows = self.call("scan", |db| Ok(db.range(start..end)))?;
-        let rows = std::iter::from_fn(|| {
+        let stored = std::iter::from_fn(|| {
+            let forward = order == Order::Forward;
+            if forward && let Some(first) = first.take() {
+                return Some(Ok(first));
+            }
             let row = self.call("scan", |_| {
-                match order {
-                    Order::Forward => rows.next(),
-                    Order::Backward => rows.next_back(),
-                }
-                .transpose()
+                let row = if forward { rows.next() } else { rows.next_back() };
+                row.transpose()
             });
-            row.transpose().map(|row| {
-                let (key, value) = row?;
-                let key = Bytes::copy_from_slice(&key[1..]);
-                let value = self.assemble(&key, value)?;
-                Ok((key, value))
-            })
+            row.transpose().or_else(|| first.take().map(Ok))
+        });
+        let within = |key: &[u8]| *key >= *span.start && span.end.as_ref().is_none_or(|end| *key < **end);
+        let rows = stored.flat_map(|stored| {
+            let unfolded = stored.and_then(|(at, row)| self.unfold(&at, row));
+            let (rows, error) = match unfolded {
+                Ok(mut rows) => {
+                    rows.retain(|(key, _)| within(key));
+                    if order == Order::Backward {
+                        rows.reverse();
+                    }
+                    (rows, None)
+                }
+                Err(error) => (Vec::new(), Some(Err(error))),
+            };
+            rows.into_iter().map(Ok).chain(error)
         });
         fill_page(rows, limit)
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
         let mut rows = sled::Batch::default();
+        // Packs that lose rows.
+        let mut packs: BTreeMap<sled::IVec, (sled::IVec, BTreeSet<Bytes>)> = BTreeMap::new();
         for op in batch.0 {
             match op {
-                BatchOp::Put(key, value) if value.len() <= CHUNK_BYTES => {
-                    let mut row = Vec::with_capacity(1 + value.len());
-                    row.push(INLINE);
-                    row.extend_from_slice(&value);
-                    rows.insert(data_key(&key), row);
-                }
-                BatchOp::Put(key, value) => {
-                    let mut row = vec![CHUNKED];
-                    row.put_u32_le(u32::try_from(value.len()).expect("invariant: values are far below 4 GiB"));
-                    rows.insert(data_key(&key), row);
-                    for (number, chunk) in (0..).zip(value.chunks(CHUNK_BYTES)) {
-                        rows.insert(chunk_key(&key, number), chunk);
-                    }
-                }
+                BatchOp::Put(key, value) => put(&key, &value, &mut rows),
+                BatchOp::Run(run) => put_run(&run, &mut rows),
                 BatchOp::Delete(key) => {
-                    let row = self.call("read", |db| db.get(data_key(&key)))?;
+                    let at = data_key(&key);
+                    let row = self.call("read", |db| db.get(&at))?;
+                    let pack = match &row {
+                        Some(row) if row.first() == Some(&pack::PACKED) => Some((at.as_slice().into(), row.clone())),
+                        Some(_) => None,
+                        None => self.pack_before(&at)?,
+                    };
+                    if let Some((at, pack)) = pack {
+                        packs.entry(at).or_insert_with(|| (pack, BTreeSet::new())).1.insert(key);
+                        continue;
+                    }
                     if let Some([CHUNKED, len @ ..]) = row.as_deref()
                         && let Ok(len) = <[u8; 4]>::try_from(len)
                     {
@@ -432,8 +535,14 @@ impl StateStore for SledStore {
                             rows.remove(chunk_key(&key, number));
                         }
                     }
-                    rows.remove(data_key(&key));
+                    rows.remove(at);
                 }
+            }
+        }
+        for (at, (pack, gone)) in packs {
+            match pack::without(&pack, |key| gone.contains(key)) {
+                Some(left) => rows.insert(at, left),
+                None => rows.remove(at),
             }
         }
         self.call("apply a batch", |db| db.apply_batch(rows))

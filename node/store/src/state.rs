@@ -10,6 +10,9 @@ pub enum BatchOp {
     Put(Bytes, Bytes),
     /// Removes a key; no error if it is not there.
     Delete(Bytes),
+    /// Sets keys that an engine may store as one: they are in order, new, no other key stands or will ever be put between the first
+    /// and the last, and they are never set again. Reading and removing them is as with any other key.
+    Run(Vec<(Bytes, Bytes)>),
 }
 
 /// Changes that happen together or not at all, also across a crash. A key stands in it at most once.
@@ -20,6 +23,11 @@ impl Batch {
     /// Adds a put.
     pub fn put(&mut self, key: impl Into<Bytes>, value: impl Into<Bytes>) {
         self.0.push(BatchOp::Put(key.into(), value.into()));
+    }
+
+    /// Adds a run of rows; see [`BatchOp::Run`] for what the caller promises.
+    pub fn run(&mut self, rows: impl IntoIterator<Item = (Bytes, Bytes)>) {
+        self.0.push(BatchOp::Run(rows.into_iter().collect()));
     }
 
     /// Adds a removal.

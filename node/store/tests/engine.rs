@@ -210,10 +210,10 @@ fn a_damaged_store_goes_into_quarantine_and_an_empty_one_takes_its_place() {
 fn a_store_of_another_version_is_left_alone() {
     let dir = tempfile::tempdir().unwrap();
     drop(sled(dir.path()));
-    std::fs::write(dir.path().join("FORMAT"), "althing-store 2\n").unwrap();
+    std::fs::write(dir.path().join("FORMAT"), "althing-store 3\n").unwrap();
     let error = SledStore::open(dir.path(), OPTIONS).err().unwrap();
     assert!(
-        matches!(&error, StoreError::Version { found, .. } if found == "althing-store 2"),
+        matches!(&error, StoreError::Version { found, .. } if found == "althing-store 3"),
         "{error}"
     );
 }
@@ -252,4 +252,92 @@ fn a_damaged_row_is_found_at_open() {
         let error = Mvcc::open(damaged, G).err().expect("cut rows must not open");
         assert!(matches!(error, StoreError::Unreadable { .. }), "{error}");
     }
+}
+
+fn numbered(number: u32) -> Bytes {
+    Bytes::from(format!("r{number:05}"))
+}
+
+/// What is there, by scan in both directions and by single reads of every number up to `to`.
+fn present<S: StateStore>(store: &S, from: u32, to: u32) -> Vec<(Bytes, Bytes)> {
+    let span = KeySpan {
+        start: numbered(from),
+        end: Some(numbered(to)),
+    };
+    let forward = store.scan(&span, Order::Forward, PageLimit::WALK).unwrap();
+    let mut backward = store.scan(&span, Order::Backward, PageLimit::WALK).unwrap();
+    backward.reverse();
+    assert_eq!(forward, backward);
+    let single: Vec<_> = (from..to)
+        .filter_map(|number| Some((numbered(number), store.get(&numbered(number)).unwrap()?)))
+        .collect();
+    assert_eq!(forward, single);
+    forward
+}
+
+#[test]
+fn runs_of_rows_are_read_and_removed_one_by_one_and_take_few_rows_of_the_engine() {
+    let dir = tempfile::tempdir().unwrap();
+    let (packed, _) = sled(dir.path());
+    let plain = MemStore::default();
+    let row = |number: u32| {
+        // Some too large for a pack, some too large for one row, most small.
+        let bytes = match number % 50 {
+            7 => 3_000,
+            8 => CHUNK_BYTES + 1,
+            small => small as usize * 9,
+        };
+        (numbered(number), Bytes::from(vec![b'v'; bytes]))
+    };
+    let apply = |batch: Batch| {
+        packed.apply(batch.clone()).unwrap();
+        plain.apply(batch).unwrap();
+    };
+    let mut at = 10;
+    for length in [1, 2, 40, 300, 1] {
+        let mut batch = Batch::default();
+        batch.put(bytes("a"), numbered(at));
+        batch.run((at..at + length).map(row));
+        apply(batch);
+        at += length;
+    }
+    assert_eq!(present(&packed, 0, at + 5), present(&plain, 0, at + 5));
+    for (from, to) in [(11, 13), (30, 31), (60, 200), (349, 354), (0, 5)] {
+        assert_eq!(present(&packed, from, to), present(&plain, from, to), "{from} to {to}");
+    }
+    // From the middle of packs, their first and last rows, whole packs, and rows that are not there.
+    for gone in [
+        vec![10, 11, 12],
+        vec![100, 102, 104],
+        (150..260).collect(),
+        vec![353, 9_999],
+        (0..at).collect(),
+    ] {
+        let mut batch = Batch::default();
+        gone.iter().for_each(|number| batch.delete(numbered(*number)));
+        apply(batch);
+        assert_eq!(
+            present(&packed, 0, at + 5),
+            present(&plain, 0, at + 5),
+            "without {gone:?}"
+        );
+    }
+    assert_eq!(packed.get(b"a").unwrap(), plain.get(b"a").unwrap());
+    packed.checkpoint().unwrap();
+    assert_eq!(packed.blob_files().unwrap(), 0);
+}
+
+#[test]
+fn a_store_of_the_version_before_is_read_and_then_marked_as_this_one() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    store.apply(batch(&[("a", b"1")], &[])).unwrap();
+    store.checkpoint().unwrap();
+    drop(store);
+    let marker = dir.path().join("FORMAT");
+    std::fs::write(&marker, "althing-store 1\n").unwrap();
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(store.get(b"a").unwrap(), Some(bytes("1")));
+    assert_eq!(std::fs::read_to_string(&marker).unwrap(), "althing-store 2\n");
 }

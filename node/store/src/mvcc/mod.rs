@@ -280,9 +280,8 @@ impl<S: StateStore> Mvcc<S> {
         drop(state);
 
         let mut batch = Batch::default();
-        for (id, row) in rows {
-            batch.put(slot.row_key(id), row);
-        }
+        // Revisions only grow, and a row is never written twice.
+        batch.run(rows.into_iter().map(|(id, row)| (slot.row_key(id).into(), row)));
         for (member, context) in &members {
             match context {
                 Some(context) => batch.put(slot.member_key(*member), context.clone()),
