@@ -1,8 +1,12 @@
 //! A queue whose reader takes everything at once.
 //!
 //! One lock per batch instead of one per item, and the batch is the turn: what gathered while the last turn was under way.
+//! The reader is a thread or a task. A writer wakes it only if it sleeps, so a batch costs at most one wake-up: waking is a
+//! system call, and many times dearer than adding an item.
 
+use std::future::poll_fn;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
 use std::time::Instant;
 
 /// Many writers, one reader.
@@ -16,6 +20,18 @@ pub struct Inbox<T> {
 struct State<T> {
     items: Vec<T>,
     closed: bool,
+    reader: Reader,
+}
+
+/// What the reader does.
+#[derive(Debug)]
+enum Reader {
+    /// It works, or was woken.
+    Awake,
+    /// It is a thread and sleeps.
+    Thread,
+    /// It is a task and sleeps.
+    Task(Waker),
 }
 
 /// The queue is full or closed.
@@ -28,19 +44,38 @@ impl<T> Default for Inbox<T> {
             state: Mutex::new(State {
                 items: Vec::new(),
                 closed: false,
+                reader: Reader::Awake,
             }),
             arrived: Condvar::new(),
         }
     }
 }
 
+impl<T> State<T> {
+    /// What is there, with room for as much again.
+    fn take(&mut self) -> Option<Vec<T>> {
+        self.reader = Reader::Awake;
+        if self.closed && self.items.is_empty() {
+            return None;
+        }
+        let room = Vec::with_capacity(self.items.len());
+        Some(std::mem::replace(&mut self.items, room))
+    }
+}
+
 impl<T> Inbox<T> {
+    /// Whether nothing is there now.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.lock().items.is_empty()
+    }
+
     /// Adds an item that must not be lost. For writers whose items are bounded otherwise (answers to what the reader itself asked).
     pub fn push(&self, item: T) {
         let mut state = self.lock();
         if !state.closed {
             state.items.push(item);
-            self.arrived.notify_one();
+            self.wake(state);
         }
     }
 
@@ -54,15 +89,17 @@ impl<T> Inbox<T> {
             return Err(Refused);
         }
         state.items.push(item);
-        self.arrived.notify_one();
+        self.wake(state);
         Ok(())
     }
 
     /// Waits until something is there, the queue is closed, or the time has come; takes all. `None` once it is closed and empty.
+    /// For a reader that is a thread.
     #[expect(clippy::disallowed_methods, reason = "a shell's queue waits in real time")]
     pub fn take(&self, until: Option<Instant>) -> Option<Vec<T>> {
         let mut state = self.lock();
         while state.items.is_empty() && !state.closed {
+            state.reader = Reader::Thread;
             match until {
                 None => state = self.arrived.wait(state).unwrap_or_else(PoisonError::into_inner),
                 Some(until) => {
@@ -78,16 +115,45 @@ impl<T> Inbox<T> {
                 }
             }
         }
-        if state.closed && state.items.is_empty() {
-            return None;
+        state.take()
+    }
+
+    /// As `take`, for a reader that is a task.
+    pub async fn next(&self, until: Option<Instant>) -> Option<Vec<T>> {
+        let arrival = poll_fn(|context| self.poll_next(context));
+        match until {
+            None => arrival.await,
+            Some(until) => match tokio::time::timeout_at(until.into(), arrival).await {
+                Ok(items) => items,
+                Err(_) => self.lock().take(),
+            },
         }
-        Some(std::mem::take(&mut state.items))
+    }
+
+    fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Vec<T>>> {
+        let mut state = self.lock();
+        if state.items.is_empty() && !state.closed {
+            state.reader = Reader::Task(context.waker().clone());
+            return Poll::Pending;
+        }
+        Poll::Ready(state.take())
     }
 
     /// Takes no more items; the reader gets what is there and then `None`.
     pub fn close(&self) {
-        self.lock().closed = true;
-        self.arrived.notify_all();
+        let mut state = self.lock();
+        state.closed = true;
+        self.wake(state);
+    }
+
+    fn wake(&self, mut state: MutexGuard<'_, State<T>>) {
+        let reader = std::mem::replace(&mut state.reader, Reader::Awake);
+        drop(state);
+        match reader {
+            Reader::Awake => {}
+            Reader::Thread => self.arrived.notify_one(),
+            Reader::Task(waker) => waker.wake(),
+        }
     }
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
@@ -98,6 +164,7 @@ impl<T> Inbox<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
 
     #[test]
     fn a_turn_gets_all_that_gathered_and_a_closed_queue_ends() {
@@ -111,5 +178,47 @@ mod tests {
         inbox.push(5);
         assert_eq!(inbox.take(None), Some(vec![4]));
         assert_eq!(inbox.take(None), None);
+    }
+
+    #[test]
+    fn a_sleeping_thread_is_woken_by_an_item_and_by_the_end() {
+        let inbox = Arc::new(Inbox::default());
+        let reader = {
+            let inbox = Arc::clone(&inbox);
+            std::thread::spawn(move || {
+                let mut all = Vec::new();
+                while let Some(items) = inbox.take(None) {
+                    all.extend(items);
+                }
+                all
+            })
+        };
+        for number in 0..1000 {
+            inbox.push(number);
+        }
+        inbox.close();
+        assert_eq!(reader.join().unwrap(), (0..1000).collect::<Vec<_>>());
+    }
+
+    #[tokio::test]
+    async fn a_sleeping_task_is_woken_by_another_thread_and_by_time() {
+        let inbox = Arc::new(Inbox::default());
+        let soon = Some(Instant::now());
+        assert_eq!(inbox.next(soon).await, Some(vec![]));
+        let writer = {
+            let inbox = Arc::clone(&inbox);
+            std::thread::spawn(move || {
+                for number in 0..1000 {
+                    inbox.push(number);
+                }
+                inbox.close();
+            })
+        };
+        let mut all = Vec::new();
+        while let Some(items) = inbox.next(None).await {
+            all.extend(items);
+        }
+        writer.join().unwrap();
+        assert_eq!(all, (0..1000).collect::<Vec<_>>());
     }
 }

@@ -44,7 +44,7 @@ impl DefaultKeyspace {
             cluster_id: self.shared.cluster().unwrap_or_default(),
             member_id: self.shared.me.0,
             revision,
-            raft_term: self.shared.soft(GROUP).map(|soft| soft.term.0).unwrap_or_default(),
+            raft_term: self.shared.term(GROUP),
         }
     }
 
@@ -54,19 +54,7 @@ impl DefaultKeyspace {
         match consistency {
             // The cluster is named first: a node outside of every cluster has nothing to serve.
             Consistency::Serializable => self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped),
-            Consistency::Linearizable => {
-                let deadline = self.shared.deadline();
-                let read = self
-                    .shared
-                    .ask_host(|request| Event::Read {
-                        request,
-                        group: GROUP,
-                        footprint,
-                        deadline,
-                    })
-                    .await;
-                read.map(|_| ()).map_err(failed)
-            }
+            Consistency::Linearizable => self.shared.catch_up(footprint).await.map_err(failed),
         }
     }
 
@@ -133,6 +121,14 @@ fn broken(error: &StoreError) -> KeyspaceError {
     KeyspaceError::Stopped
 }
 
+/// Does what may read much of the disk on another thread: this one has other requests to serve meanwhile.
+async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, KeyspaceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "a read ended early");
+        KeyspaceError::Stopped
+    })
+}
+
 /// Whether a command may need space: deletions and compaction are how space is made.
 fn grows(command: &Command) -> bool {
     fn puts(ops: &[Op]) -> bool {
@@ -156,8 +152,7 @@ impl Keyspace for DefaultKeyspace {
         let store = self.store()?;
         let found = match &range.keys {
             KeyRange::Single(_) => store.range(&range),
-            // May read much of the disk: other requests of this thread go on elsewhere meanwhile.
-            KeyRange::Between(..) | KeyRange::From(_) => tokio::task::block_in_place(|| store.range(&range)),
+            KeyRange::Between(..) | KeyRange::From(_) => elsewhere(move || store.range(&range)).await?,
         };
         let (revision, result) = found.map_err(|error| broken(&error))??;
         Ok((self.header_at(revision), result))
@@ -166,8 +161,8 @@ impl Keyspace for DefaultKeyspace {
     async fn read_txn(&self, txn: Txn, consistency: Consistency) -> Result<(Header, OpResult), KeyspaceError> {
         self.catch_up(footprint::read_txn(&txn), consistency).await?;
         let store = self.store()?;
-        let (revision, result) =
-            tokio::task::block_in_place(|| store.read_txn(&txn)).map_err(|error| broken(&error))??;
+        let read = elsewhere(move || store.read_txn(&txn)).await?;
+        let (revision, result) = read.map_err(|error| broken(&error))??;
         Ok((self.header_at(revision), result))
     }
 
@@ -240,7 +235,7 @@ impl Keyspace for DefaultKeyspace {
 
     async fn status(&self) -> Result<(Header, Status), KeyspaceError> {
         let store = self.store()?;
-        let size = tokio::task::block_in_place(|| store.size()).map_err(|error| broken(&error))?;
+        let size = elsewhere(move || store.size()).await?.map_err(|error| broken(&error))?;
         let views = self.shared.views().await;
         let (_, view) = views
             .into_iter()

@@ -14,6 +14,7 @@ use althing_shard::frame::{Frame, Hello, HelloReply, PROTOCOL_VERSION, Purpose};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::{TcpListener, TcpStream};
+use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 /// Connections of peers at one time: two per member of a large cluster, and room for reconnects that overlap.
@@ -25,8 +26,8 @@ const MEMBERSHIP_CHECK: Duration = Duration::from_secs(1);
 /// Wait after a failed accept (out of file descriptors), so that it does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Accepts until the task is aborted.
-pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>) {
+/// Accepts until the task is aborted. Streams of messages are read by tasks of `net`, where the host is.
+pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>, net: Handle) {
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     loop {
         let place = Arc::clone(&places)
@@ -35,9 +36,9 @@ pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, joiner: Arc<
             .expect("invariant: the semaphore is never closed");
         match listener.accept().await {
             Ok((socket, from)) => {
-                let (shared, joiner) = (Arc::clone(&shared), Arc::clone(&joiner));
+                let (shared, joiner, net) = (Arc::clone(&shared), Arc::clone(&joiner), net.clone());
                 tokio::spawn(async move {
-                    if let Err(error) = serve(socket, &shared, &joiner).await {
+                    if let Err(error) = serve(socket, &shared, &joiner, &net).await {
                         tracing::debug!(%from, %error, "a peer's connection ended");
                     }
                     drop(place);
@@ -51,7 +52,7 @@ pub(crate) async fn run(listener: TcpListener, shared: Arc<Shared>, joiner: Arc<
     }
 }
 
-async fn serve(mut socket: TcpStream, shared: &Arc<Shared>, joiner: &Joiner) -> Result<(), WireError> {
+async fn serve(mut socket: TcpStream, shared: &Arc<Shared>, joiner: &Joiner, net: &Handle) -> Result<(), WireError> {
     socket.set_nodelay(true)?;
     let first = tokio::time::timeout(HANDSHAKE_TIMEOUT, read_hello(&mut socket))
         .await
@@ -73,7 +74,12 @@ async fn serve(mut socket: TcpStream, shared: &Arc<Shared>, joiner: &Joiner) -> 
         address: hello.address,
     }));
     match hello.purpose {
-        Purpose::Messages => messages(socket, shared, from).await,
+        Purpose::Messages => {
+            let (socket, shared) = (socket.into_std()?, Arc::clone(shared));
+            let stream = net.spawn(async move { messages(TcpStream::from_std(socket)?, &shared, from).await });
+            // It ends early with its runtime.
+            stream.await.unwrap_or(Ok(()))
+        }
         Purpose::Snapshot => snapshot::receive(socket, shared, from).await,
     }
 }

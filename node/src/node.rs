@@ -1,6 +1,7 @@
 //! One node from its first file to its last: boot, joining a cluster, graceful shutdown.
 
 use crate::admin;
+use crate::clients::{self, ARRIVALS_MAX};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError, draw};
@@ -13,9 +14,12 @@ use crate::recover::{RecoverError, judge};
 use crate::shared::{Inboxes, Shared, Store};
 use crate::snapshot::Outgoing;
 use crate::telemetry::{RequestObserver, Tracer};
+use crate::threads::AbortOnPanic;
 use crate::threads::host::Job;
+use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
 use crate::threads::{apply, checkpoint, host, wal};
+use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Config as CoreConfig, Role, Start};
@@ -32,7 +36,7 @@ use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
-use tokio::sync::{Mutex, oneshot};
+use tokio::sync::{Mutex, oneshot, watch};
 use tokio::task::AbortHandle;
 
 /// The only data group of this version.
@@ -202,10 +206,12 @@ pub struct Node {
     client_addr: SocketAddr,
     admin_addr: SocketAddr,
     tasks: Vec<AbortHandle>,
-    /// Tells the client port to finish.
-    drain: oneshot::Sender<()>,
-    clients: tokio::task::JoinHandle<()>,
-    host_thread: JoinHandle<()>,
+    accepting: AbortHandle,
+    /// Tells the client port to finish, on each thread.
+    drain: watch::Sender<bool>,
+    clients: Vec<tokio::task::JoinHandle<()>>,
+    host: tokio::task::JoinHandle<()>,
+    net: Net,
     wal_thread: JoinHandle<()>,
     apply_thread: JoinHandle<()>,
     checkpoint_thread: JoinHandle<()>,
@@ -239,7 +245,17 @@ impl Node {
         let volume = tokio::task::block_in_place(|| Volume::open(&config))?;
         let (boot, seed) = (draw()?, draw()?);
         let me = identity.member();
-        let shared = Arc::new(Shared::new(config, me, info, admin_url, clock, Inboxes::default()));
+        let net = Net::start(threads_wanted()).map_err(NodeError::Thread)?;
+        let waiters = Waiters::new(net.handles().count());
+        let shared = Arc::new(Shared::new(
+            config,
+            me,
+            info,
+            admin_url,
+            clock,
+            Inboxes::default(),
+            waiters,
+        ));
         shared.measure_volume();
         shared
             .metrics
@@ -254,7 +270,7 @@ impl Node {
 
         let (kick, kicks) = mpsc::sync_channel(1);
         let runtime = tokio::runtime::Handle::current();
-        let peers = Arc::new(Peers::new(Arc::clone(&shared), runtime.clone()));
+        let peers = Arc::new(Peers::new(Arc::clone(&shared), net.first().clone()));
         let snapshots = Outgoing::new(Arc::clone(&shared), Arc::clone(&peers), runtime);
         let host = Host::new(HostConfig {
             me,
@@ -262,10 +278,9 @@ impl Node {
             heartbeat_interval: shared.config.heartbeat_interval,
             cut: CutPolicy::PRODUCTION,
         });
-        let host_thread = {
-            let (shared, peers) = (Arc::clone(&shared), Arc::clone(&peers));
-            thread("host", move || host::run(host, &shared, &peers, &snapshots))?
-        };
+        let host = net
+            .first()
+            .spawn(host::run(host, Arc::clone(&shared), Arc::clone(&peers), snapshots));
         let wal_thread = {
             let shared = Arc::clone(&shared);
             thread("wal", move || {
@@ -311,21 +326,28 @@ impl Node {
         let keyspace = Arc::new(DefaultKeyspace::new(Arc::clone(&shared), tracer.clone()));
         let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
         let api: Arc<DefaultKeyspace> = Arc::clone(&keyspace);
-        let (router, health) = althing_api::router(api, althing_api::Limits::default(), observer).await;
-        let (drain, drained) = oneshot::channel::<()>();
-        let incoming = tonic::transport::server::TcpIncoming::from(client_socket).with_nodelay(Some(true));
-        let clients = tokio::spawn(async move {
-            let until = async {
-                // The other end dropped means the same.
-                let _ = drained.await;
-            };
-            if let Err(error) = router.serve_with_incoming_shutdown(incoming, until).await {
-                tracing::error!(%error, "the client port failed");
-            }
-        });
+        let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
+        let (drain, drained) = watch::channel(false);
+        let (seats, clients) = net
+            .handles()
+            .map(|(home, thread)| {
+                let (seat, arrivals) = tokio::sync::mpsc::channel(ARRIVALS_MAX);
+                let waiters = Arc::clone(&shared.waiters);
+                thread.spawn(async move { waiters.deliver(home).await });
+                let serving = thread.spawn(clients::serve(server.clone(), arrivals, drained.clone()));
+                (seat, serving)
+            })
+            .unzip();
         ready::start(&shared);
+        let accepting = tokio::spawn(clients::accept(client_socket, seats)).abort_handle();
         let tasks = vec![
-            tokio::spawn(listener::run(peer_socket, Arc::clone(&shared), Arc::clone(&joiner))).abort_handle(),
+            tokio::spawn(listener::run(
+                peer_socket,
+                Arc::clone(&shared),
+                Arc::clone(&joiner),
+                net.first().clone(),
+            ))
+            .abort_handle(),
             tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
             tokio::spawn(ready::run(Arc::clone(&shared), keyspace, health.clone())).abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
@@ -337,9 +359,11 @@ impl Node {
             client_addr,
             admin_addr,
             tasks,
+            accepting,
             drain,
             clients,
-            host_thread,
+            host,
+            net,
             wal_thread,
             apply_thread,
             checkpoint_thread,
@@ -372,27 +396,34 @@ impl Node {
         self.health.shut_down().await;
         self.hand_over().await;
         self.shared.stopping.store(true, Ordering::Release);
+        // No new connections, then the end of those there are.
+        self.accepting.abort();
         // Nobody listens if the port failed before.
-        let _ = self.drain.send(());
-        let clients = self.clients.abort_handle();
-        if tokio::time::timeout(DRAIN_TIMEOUT, self.clients).await.is_err() {
-            tracing::warn!("requests were still under way after {DRAIN_TIMEOUT:?}");
-            clients.abort();
+        let _ = self.drain.send(true);
+        let end = self.shared.clock.instant() + DRAIN_TIMEOUT;
+        for clients in self.clients {
+            if tokio::time::timeout_at(end.into(), clients).await.is_err() {
+                tracing::warn!("requests were still under way after {DRAIN_TIMEOUT:?}");
+            }
         }
         for task in self.tasks {
             task.abort();
         }
         self.peers.close();
         // Each closes behind the one that writes into it.
+        self.shared.host.close();
+        let host = self.host.await;
         let joined = tokio::task::block_in_place(|| {
-            self.shared.host.close();
-            let host = self.host_thread.join();
             self.shared.wal.close();
             let wal = self.wal_thread.join();
             self.shared.apply.close();
             let apply = self.apply_thread.join();
-            host.and(wal).and(apply).and(self.checkpoint_thread.join())
+            self.shared.waiters.close();
+            wal.and(apply).and(self.checkpoint_thread.join()).and(self.net.stop())
         });
+        if host.is_err() {
+            tracing::error!("the host ended early");
+        }
         if joined.is_err() {
             tracing::error!("a thread panicked");
         }
@@ -490,15 +521,6 @@ async fn listen(addr: SocketAddr, what: &'static str) -> Result<(TcpListener, So
 }
 
 fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, NodeError> {
-    /// A node without one of its threads would hang instead of failing over.
-    struct AbortOnPanic;
-    impl Drop for AbortOnPanic {
-        fn drop(&mut self) {
-            if std::thread::panicking() {
-                std::process::abort();
-            }
-        }
-    }
     let run = move || {
         let _guard = AbortOnPanic;
         run();

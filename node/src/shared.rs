@@ -9,20 +9,27 @@ use crate::ready::Readiness;
 use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
 use crate::threads::wal::WalJob;
-use crate::waiters::{Answer, Waiters};
+use crate::waiters::{Answer, Reader, Waiters};
 use althing_raft::ids::{GroupId, MemberId, Now};
 use althing_raft::io::{RequestId, Soft};
+use althing_raft::roster::Footprint;
 use althing_shard::host::{GroupView, REQUESTS_MAX};
 use althing_shard::{Done, Event, Refusal};
 use althing_store::{Mvcc, SledStore};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
+/// The only group that is read.
+const GROUP: GroupId = GroupId::FIRST_SHARD;
 /// Longest time that a request may take, beside two elections: etcd's default.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
+/// Readers of one turn that ask the host one by one: some clients that read now and then.
+const READERS_APART_MAX: usize = 8;
+/// Readers that share a request when they are more: enough to make the request cheap, few enough that they do not touch every key.
+const READERS_TOGETHER_MAX: usize = 64;
 
 /// The state machine of one group, as this node keeps it.
 pub type Store = Mvcc<SledStore>;
@@ -89,7 +96,11 @@ pub struct Shared {
     pub metrics: Arc<Metrics>,
     /// Clients that wait.
     pub waiters: Arc<Waiters>,
-    /// The host thread's inbox.
+    /// Readers that the host has not taken yet: all that come before its next turn share one request.
+    reads: Mutex<Vec<(Reader, Footprint)>>,
+    /// Readers that wait, taken or not.
+    readers: AtomicUsize,
+    /// The host's inbox.
     pub host: Arc<Inbox<Job>>,
     /// The log writer's inbox.
     pub wal: Arc<Inbox<WalJob>>,
@@ -142,6 +153,7 @@ impl Shared {
         admin_url: String,
         clock: Clock,
         inboxes: Inboxes,
+        waiters: Waiters,
     ) -> Self {
         Self {
             config,
@@ -151,7 +163,9 @@ impl Shared {
             cluster: AtomicU64::new(0),
             clock,
             metrics: Arc::new(Metrics::new(me.to_string())),
-            waiters: Arc::default(),
+            waiters: Arc::new(waiters),
+            reads: Mutex::default(),
+            readers: AtomicUsize::new(0),
             host: inboxes.host,
             wal: inboxes.wal,
             apply: inboxes.apply,
@@ -183,6 +197,13 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .get(&group)
             .cloned()
+    }
+
+    /// The group's term, as the host last said it; 0 before it said anything.
+    #[must_use]
+    pub fn term(&self, group: GroupId) -> u64 {
+        let soft = self.soft.read().unwrap_or_else(PoisonError::into_inner);
+        soft.get(&group).map_or(0, |soft| soft.term.0)
     }
 
     /// Sets it; says what it was.
@@ -245,6 +266,64 @@ impl Shared {
         self.clock
             .now()
             .after(REQUEST_TIMEOUT + self.config.election_timeout * 2)
+    }
+
+    /// Waits until the state machine has everything of these keys that was committed when this was called.
+    ///
+    /// # Errors
+    /// If too many wait, the node goes down, or the host refuses.
+    pub async fn catch_up(&self, footprint: Footprint) -> Result<(), Failed> {
+        /// Counts a reader for as long as it waits, also if its client goes away.
+        struct Waiting<'a>(&'a AtomicUsize);
+        impl Drop for Waiting<'_> {
+            fn drop(&mut self) {
+                self.0.fetch_sub(1, Ordering::Relaxed);
+            }
+        }
+        if self.stopping.load(Ordering::Acquire) {
+            return Err(Failed::Stopped);
+        }
+        let before = self.readers.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&self.readers);
+        if before >= REQUESTS_MAX {
+            return Err(Failed::Refused(Refusal::TooManyRequests));
+        }
+        let (reader, answer) = Reader::new();
+        let first = {
+            let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
+            reads.push((reader, footprint));
+            reads.len() == 1
+        };
+        if first {
+            self.host.push(Job::Reads);
+        }
+        match answer.await {
+            Ok(result) => result.map(|_| ()).map_err(Failed::Refused),
+            Err(_) => Err(Failed::Stopped),
+        }
+    }
+
+    /// One request each for the readers so far while they are few, so that none waits for a write of another's keys; one for
+    /// many when they are many.
+    pub(crate) fn take_reads(&self) -> Vec<Event> {
+        let readers = std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner));
+        let together = if readers.len() <= READERS_APART_MAX {
+            1
+        } else {
+            READERS_TOGETHER_MAX
+        };
+        let mut readers = readers.into_iter();
+        let mut events = Vec::new();
+        while readers.len() > 0 {
+            let (group, footprints): (Vec<_>, Vec<_>) = readers.by_ref().take(together).unzip();
+            events.push(Event::Read {
+                request: self.waiters.add_readers(group),
+                group: GROUP,
+                footprint: Footprint::union(footprints),
+                deadline: self.deadline(),
+            });
+        }
+        events
     }
 
     /// Hands a request to the host and waits for its answer.

@@ -18,8 +18,11 @@ use opentelemetry_sdk::Resource;
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
-use std::sync::Arc;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::histogram::Histogram;
+use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, Instant};
 use tonic::Code;
 use tracing::subscriber::Interest;
@@ -321,29 +324,49 @@ impl Tracer {
 pub struct RequestObserver {
     metrics: Arc<Metrics>,
     tracer: Tracer,
+    /// Where requests that went well are counted, by method: found once, because they are nearly all there are.
+    good: RwLock<BTreeMap<&'static str, (Counter, Histogram)>>,
 }
 
 impl RequestObserver {
     /// Into these metrics and traces.
     #[must_use]
     pub fn new(metrics: Arc<Metrics>, tracer: Tracer) -> Self {
-        Self { metrics, tracer }
+        Self {
+            metrics,
+            tracer,
+            good: RwLock::default(),
+        }
     }
+
+    fn find(&self, method: &'static str, code: Code) -> (Counter, Histogram) {
+        let code = format!("{code:?}");
+        (
+            self.metrics
+                .grpc_requests
+                .get_or_create_owned(&Request { method, code }),
+            self.metrics.grpc_duration.get_or_create_owned(&Method { method }),
+        )
+    }
+}
+
+fn note((requests, durations): &(Counter, Histogram), duration: Duration) {
+    requests.inc();
+    durations.observe(duration.as_secs_f64());
 }
 
 impl Observer for RequestObserver {
     fn observe(&self, method: &'static str, code: Code, duration: Duration) {
-        self.metrics
-            .grpc_requests
-            .get_or_create(&Request {
-                method,
-                code: format!("{code:?}"),
-            })
-            .inc();
-        self.metrics
-            .grpc_duration
-            .get_or_create(&Method { method })
-            .observe(duration.as_secs_f64());
+        if code != Code::Ok {
+            return note(&self.find(method, code), duration);
+        }
+        if let Some(found) = self.good.read().unwrap_or_else(PoisonError::into_inner).get(method) {
+            return note(found, duration);
+        }
+        let found = self.find(method, code);
+        note(&found, duration);
+        let mut good = self.good.write().unwrap_or_else(PoisonError::into_inner);
+        good.insert(method, found);
     }
 
     fn span(&self, method: &'static str, headers: &HeaderMap) -> Span {

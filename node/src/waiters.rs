@@ -1,5 +1,10 @@
 //! Clients that wait for an answer, and when what happened to their requests.
+//!
+//! A client's task lives on one of the threads that serve sockets. Answers found elsewhere go there in batches, so that a
+//! thousand of them cost one wake-up.
 
+use crate::inbox::Inbox;
+use crate::threads::net::Home;
 use althing_raft::io::RequestId;
 use althing_shard::{Done, Refusal, WriteToken};
 use althing_store::CommandResult;
@@ -37,23 +42,113 @@ pub enum Answer {
 }
 
 struct Waiter {
+    home: Home,
     answer: oneshot::Sender<Answer>,
     timeline: Timeline,
+}
+
+/// A reader that shares a request with others.
+#[derive(Debug)]
+pub struct Reader {
+    home: Home,
+    answer: oneshot::Sender<Result<Done, Refusal>>,
+}
+
+impl Reader {
+    /// One of the thread that asks, and where it hears.
+    #[must_use]
+    pub fn new() -> (Self, oneshot::Receiver<Result<Done, Refusal>>) {
+        let (answer, receiver) = oneshot::channel();
+        let home = Home::here().unwrap_or_default();
+        (Self { home, answer }, receiver)
+    }
+}
+
+/// An answer on its way to its task.
+enum Delivery {
+    Request(oneshot::Sender<Answer>, Answer),
+    Read(oneshot::Sender<Result<Done, Refusal>>, Result<Done, Refusal>),
+}
+
+impl Delivery {
+    fn deliver(self) {
+        // Whoever stopped listening does not want it.
+        match self {
+            Self::Request(to, answer) => drop(to.send(answer)),
+            Self::Read(to, answer) => drop(to.send(answer)),
+        }
+    }
+}
+
+/// Answers of one batch by where they go.
+#[derive(Default)]
+struct Deliveries(BTreeMap<Home, Vec<Delivery>>);
+
+impl Deliveries {
+    fn add(&mut self, home: Home, delivery: Delivery) {
+        self.0.entry(home).or_default().push(delivery);
+    }
 }
 
 /// All waiters of a node.
 #[derive(Default)]
 pub struct Waiters {
     next: AtomicU64,
+    /// One per thread that serves sockets; without any, answers are delivered where they are found.
+    homes: Vec<Inbox<Vec<Delivery>>>,
+    readers: Mutex<BTreeMap<RequestId, Vec<Reader>>>,
     all: Mutex<BTreeMap<RequestId, Waiter>>,
     syncs: Mutex<VecDeque<(WriteToken, Instant, Instant)>>,
 }
 
 impl Waiters {
+    /// For a node with so many threads that serve sockets; each must run `deliver`.
+    #[must_use]
+    pub fn new(homes: usize) -> Self {
+        Self {
+            homes: (0..homes).map(|_| Inbox::default()).collect(),
+            ..Self::default()
+        }
+    }
+
+    /// Hands answers to the tasks of a thread, on that thread. Runs until `close`.
+    pub async fn deliver(&self, home: Home) {
+        while let Some(batches) = self.homes[home.0].next(None).await {
+            batches.into_iter().flatten().for_each(Delivery::deliver);
+            // The tasks that were answered go first.
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// Ends `deliver`.
+    pub fn close(&self) {
+        self.homes.iter().for_each(Inbox::close);
+    }
+
+    fn dispatch(&self, deliveries: Deliveries) {
+        for (home, batch) in deliveries.0 {
+            match self.homes.get(home.0).filter(|_| Home::here() != Some(home)) {
+                Some(inbox) => inbox.push(batch),
+                None => batch.into_iter().for_each(Delivery::deliver),
+            }
+        }
+    }
+
+    /// Adds readers that share one answer of the host.
+    pub fn add_readers(&self, readers: Vec<Reader>) -> RequestId {
+        let request = self.next_request();
+        self.readers().insert(request, readers);
+        request
+    }
+
+    fn next_request(&self) -> RequestId {
+        RequestId(self.next.fetch_add(1, Ordering::Relaxed) + 1)
+    }
+
     /// Adds one.
     #[expect(clippy::disallowed_methods, reason = "measured, not decided on")]
     pub fn add(&self) -> (RequestId, oneshot::Receiver<Answer>) {
-        let request = RequestId(self.next.fetch_add(1, Ordering::Relaxed) + 1);
+        let request = self.next_request();
         let (answer, receiver) = oneshot::channel();
         let timeline = Timeline {
             submitted: Instant::now(),
@@ -62,7 +157,8 @@ impl Waiters {
             committed: None,
             applied: None,
         };
-        self.lock().insert(request, Waiter { answer, timeline });
+        let home = Home::here().unwrap_or_default();
+        self.lock().insert(request, Waiter { home, answer, timeline });
         (request, receiver)
     }
 
@@ -84,13 +180,17 @@ impl Waiters {
 
     /// Answers from the host.
     pub fn complete(&self, answers: impl IntoIterator<Item = (RequestId, Result<Done, Refusal>)>) {
-        let mut all = self.lock();
+        let mut deliveries = Deliveries::default();
         for (request, result) in answers {
-            if let Some(waiter) = all.remove(&request) {
-                // Whoever stopped listening does not want it.
-                let _ = waiter.answer.send(Answer::Host(result));
+            if let Some(readers) = self.readers().remove(&request) {
+                for Reader { home, answer } in readers {
+                    deliveries.add(home, Delivery::Read(answer, result));
+                }
+            } else if let Some(Waiter { home, answer, .. }) = self.lock().remove(&request) {
+                deliveries.add(home, Delivery::Request(answer, Answer::Host(result)));
             }
         }
+        self.dispatch(deliveries);
     }
 
     /// Answers from the state machine. Says how long each took from propose to commit.
@@ -101,9 +201,10 @@ impl Waiters {
         applied: Instant,
         mut observe: impl FnMut(std::time::Duration),
     ) {
+        let mut deliveries = Deliveries::default();
         let mut all = self.lock();
         for (request, result) in results {
-            if let Some(Waiter { answer, timeline }) = all.remove(&request) {
+            if let Some(Waiter { home, answer, timeline }) = all.remove(&request) {
                 if let Some(proposed) = timeline.proposed {
                     observe(committed.saturating_duration_since(proposed));
                 }
@@ -112,9 +213,11 @@ impl Waiters {
                     applied: Some(applied),
                     ..timeline
                 };
-                let _ = answer.send(Answer::Applied(result, timeline));
+                deliveries.add(home, Delivery::Request(answer, Answer::Applied(result, timeline)));
             }
         }
+        drop(all);
+        self.dispatch(deliveries);
     }
 
     /// Remembers when a write was synced.
@@ -131,6 +234,10 @@ impl Waiters {
         let syncs = self.syncs.lock().unwrap_or_else(PoisonError::into_inner);
         let at = syncs.partition_point(|(token, ..)| *token < write);
         syncs.get(at).map(|(_, started, ended)| (*started, *ended))
+    }
+
+    fn readers(&self) -> MutexGuard<'_, BTreeMap<RequestId, Vec<Reader>>> {
+        self.readers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn lock(&self) -> MutexGuard<'_, BTreeMap<RequestId, Waiter>> {

@@ -2,7 +2,7 @@
 //!
 //! Requests are parsed at this edge ([`parse`]: etcd's checks, in etcd's order), handed to the keyspace as
 //! operations, and its results and refusals are put back on the wire exactly as etcd words them ([`render`],
-//! [`errors`]). [`server::router`] puts the services on one HTTP port.
+//! [`errors`]). [`server::server`] puts the services on one HTTP port.
 //!
 //! What this crate is not: it knows no consensus, no storage and no clock but the one that measures requests; it
 //! retries nothing and keeps nothing between requests. Watches, leases, authentication and the JSON gateway are not
@@ -18,6 +18,7 @@ pub mod pb;
 pub mod render;
 pub mod server;
 mod services;
+mod unary;
 
 pub use observe::Observer;
-pub use server::{Limits, router};
+pub use server::{ClientServer, Limits, server};

@@ -70,7 +70,7 @@ fn method_of(path: &str) -> &'static str {
 
 /// Wraps every request of the port.
 #[derive(Clone)]
-pub struct ObserveLayer {
+pub(crate) struct ObserveLayer {
     observer: Arc<dyn Observer>,
 }
 
@@ -93,7 +93,7 @@ impl<S> Layer<S> for ObserveLayer {
 
 /// A service whose requests are observed.
 #[derive(Clone)]
-pub struct Observed<S> {
+pub(crate) struct Observed<S> {
     inner: S,
     observer: Arc<dyn Observer>,
 }

@@ -2,18 +2,28 @@
 
 use crate::health::{self, HealthSwitch};
 use crate::keyspace::Keyspace;
-use crate::observe::{ObserveLayer, Observer};
+use crate::observe::{ObserveLayer, Observed, Observer};
+use crate::pb::etcdserverpb::kv_server::Kv;
 use crate::pb::etcdserverpb::{cluster_server, kv_server, maintenance_server};
 use crate::services::{ClusterService, KvService, MaintenanceService};
+use crate::unary::{self, Answer};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures::{Stream, StreamExt};
+use http::Request;
+use hyper::body::Incoming;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use hyper_util::server::graceful::GracefulShutdown;
+use std::convert::Infallible;
+use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::time::Duration;
-use tonic::Status;
+use std::time::{Duration, Instant};
+use tokio::net::TcpStream;
 use tonic::service::Routes;
-use tonic::transport::Server;
-use tonic::transport::server::Router;
-use tower::layer::util::{Identity, Stack};
+use tonic::{Code, Status};
+use tower::{Layer, Service};
+use tracing::Instrument;
 
 /// What a client may ask for at most.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -56,20 +66,26 @@ const MAX_PENDING_RESETS: usize = 4096;
 /// Without it a connection whose other end lost power would stay for ever.
 const KEEPALIVE: (Duration, Duration) = (Duration::from_secs(60), Duration::from_secs(20));
 
-/// The server of one keyspace's client port.
-pub type ClientRouter = Router<Stack<ObserveLayer, Identity>>;
+/// The server of one keyspace's client port: KV, Cluster, Maintenance, gRPC health, and the plain HTTP probes. Cheap to clone.
+#[derive(Clone)]
+pub struct ClientServer {
+    kv: Arc<KvService>,
+    observer: Arc<dyn Observer>,
+    decoding_bytes_max: usize,
+    /// Everything that is not a plain call of KV.
+    rest: Observed<Routes>,
+}
 
-/// All services over a keyspace: KV, Cluster, Maintenance, gRPC health, and the plain HTTP probes.
-///
-/// The shell binds the port, sets `TCP_NODELAY` (`TcpIncoming::with_nodelay`), calls
-/// `serve_with_incoming_shutdown` on the router, and keeps the switch up to date. Health starts as not serving.
-pub async fn router(
+/// A server over a keyspace. The shell binds the port, sets `TCP_NODELAY`, hands connections to [`ClientServer::serve`], and
+/// keeps the switch up to date. Health starts as not serving.
+pub async fn server(
     keyspace: Arc<dyn Keyspace>,
     limits: Limits,
     observer: Arc<dyn Observer>,
-) -> (ClientRouter, HealthSwitch) {
+) -> (ClientServer, HealthSwitch) {
     let decoding = limits.max_request_bytes.saturating_add(DECODING_SLACK);
-    let kv = kv_server::KvServer::new(KvService::new(Arc::clone(&keyspace), limits))
+    let service = Arc::new(KvService::new(Arc::clone(&keyspace), limits));
+    let kv = kv_server::KvServer::from_arc(Arc::clone(&service))
         .max_decoding_message_size(decoding)
         // A range may be as large as the keyspace, as in etcd.
         .max_encoding_message_size(usize::MAX);
@@ -85,18 +101,149 @@ pub async fn router(
         .add_service(maintenance)
         .add_service(health_service)
         .prepare();
-    let router = Server::builder()
-        // For the probes; gRPC stays HTTP/2.
-        .accept_http1(true)
-        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .http2_max_pending_accept_reset_streams(Some(MAX_PENDING_RESETS))
-        .http2_keepalive_interval(Some(KEEPALIVE.0))
-        .http2_keepalive_timeout(Some(KEEPALIVE.1))
-        .layer(ObserveLayer::new(observer))
-        .add_routes(routes);
-    (router, switch)
+    let server = ClientServer {
+        kv: service,
+        rest: ObserveLayer::new(Arc::clone(&observer)).layer(routes),
+        observer,
+        decoding_bytes_max: decoding,
+    };
+    (server, switch)
+}
+
+/// The calls that are answered without tonic.
+#[derive(Clone, Copy)]
+enum Call {
+    Range,
+    Put,
+    DeleteRange,
+    Txn,
+}
+
+impl Call {
+    fn of<B>(request: &Request<B>) -> Option<(Self, &'static str)> {
+        let known = match request.uri().path() {
+            "/etcdserverpb.KV/Range" => (Self::Range, "etcdserverpb.KV/Range"),
+            "/etcdserverpb.KV/Put" => (Self::Put, "etcdserverpb.KV/Put"),
+            "/etcdserverpb.KV/DeleteRange" => (Self::DeleteRange, "etcdserverpb.KV/DeleteRange"),
+            "/etcdserverpb.KV/Txn" => (Self::Txn, "etcdserverpb.KV/Txn"),
+            _ => return None,
+        };
+        unary::is_simple(request).then_some(known)
+    }
+}
+
+impl ClientServer {
+    /// Serves connections until there are no more, or until `until`: then it finishes the requests under way. Connections and
+    /// requests run as tasks of the runtime that this runs on.
+    pub async fn serve(self, connections: impl Stream<Item = TcpStream>, until: impl Future<Output = ()>) {
+        let mut http = auto::Builder::new(TokioExecutor::new());
+        // HTTP/1 is for the probes; gRPC is HTTP/2.
+        http.http1().timer(TokioTimer::new());
+        http.http2()
+            .timer(TokioTimer::new())
+            // Nobody reads it in gRPC.
+            .auto_date_header(false)
+            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+            .keep_alive_interval(KEEPALIVE.0)
+            .keep_alive_timeout(KEEPALIVE.1);
+        let all = GracefulShutdown::new();
+        let (mut connections, mut until) = (pin!(connections), pin!(until));
+        loop {
+            let socket = tokio::select! {
+                () = &mut until => break,
+                socket = connections.next() => match socket {
+                    Some(socket) => socket,
+                    None => break,
+                },
+            };
+            let connection = http.serve_connection(TokioIo::new(socket), self.clone()).into_owned();
+            let connection = all.watch(connection);
+            tokio::spawn(async move {
+                if let Err(error) = connection.await {
+                    tracing::debug!(%error, "a client's connection ended");
+                }
+            });
+        }
+        all.shutdown().await;
+    }
+
+    async fn call(self, call: Call, method: &'static str, request: Request<Incoming>) -> http::Response<Answer> {
+        #[expect(
+            clippy::disallowed_methods,
+            reason = "this is the edge; the time goes to the observer and decides nothing"
+        )]
+        let started = Instant::now();
+        let span = self.observer.span(method, request.headers());
+        let work = async {
+            let (kv, max) = (&self.kv, self.decoding_bytes_max);
+            match call {
+                Call::Range => run(request, max, |request| kv.range(request)).await,
+                Call::Put => run(request, max, |request| kv.put(request)).await,
+                Call::DeleteRange => run(request, max, |request| kv.delete_range(request)).await,
+                Call::Txn => run(request, max, |request| kv.txn(request)).await,
+            }
+        };
+        let (response, code) = if span.is_none() {
+            work.await
+        } else {
+            work.instrument(span).await
+        };
+        self.observer.observe(method, code, started.elapsed());
+        response
+    }
+}
+
+/// One call: message in, work within the client's time, message out.
+async fn run<In, Out, F>(
+    request: Request<Incoming>,
+    bytes_max: usize,
+    work: impl FnOnce(tonic::Request<In>) -> F,
+) -> (http::Response<Answer>, Code)
+where
+    In: prost::Message + Default,
+    Out: prost::Message,
+    F: Future<Output = Result<tonic::Response<Out>, Status>>,
+{
+    let timeout = unary::timeout(request.headers());
+    let work = async { work(unary::read(request, bytes_max).await?).await };
+    let outcome = match timeout {
+        None => work.await,
+        Some(timeout) => match tokio::time::timeout(timeout, work).await {
+            Ok(outcome) => outcome,
+            Err(_) => Err(Status::cancelled("Timeout expired")),
+        },
+    };
+    let code = outcome.as_ref().err().map_or(Code::Ok, Status::code);
+    (unary::answer(outcome), code)
+}
+
+impl hyper::service::Service<Request<Incoming>> for ClientServer {
+    type Response = http::Response<Answer>;
+    type Error = Infallible;
+    type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;
+
+    fn call(&self, request: Request<Incoming>) -> Self::Future {
+        let server = self.clone();
+        match Call::of(&request) {
+            Some((call, method)) => Box::pin(async move { Ok(server.call(call, method, request).await) }),
+            None => Box::pin(async move {
+                let timeout = unary::timeout(request.headers());
+                let mut rest = server.rest;
+                let work = rest.call(request.map(tonic::body::Body::new));
+                let response = match timeout {
+                    None => work.await?,
+                    Some(timeout) => match tokio::time::timeout(timeout, work).await {
+                        Ok(response) => response?,
+                        Err(_) => return Ok(unary::refusal(&Status::cancelled("Timeout expired"))),
+                    },
+                };
+                Ok(response.map(Answer::Other))
+            }),
+        }
+    }
 }
 
 /// What is not here: `Unimplemented` for gRPC, 404 for everybody else.

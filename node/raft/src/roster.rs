@@ -131,6 +131,19 @@ impl Footprint {
         Self::All
     }
 
+    /// Of all of them together.
+    #[must_use]
+    pub fn union(all: impl IntoIterator<Item = Self>) -> Self {
+        let mut spans = Vec::new();
+        for footprint in all {
+            match footprint {
+                Self::All => return Self::All,
+                Self::Spans(more) => spans.extend(more),
+            }
+        }
+        Self::Spans(spans)
+    }
+
     fn overlaps(&self, span: &Span) -> bool {
         match self {
             Self::All => true,

@@ -1,6 +1,6 @@
-//! The host's thread: everything that gathered since the last turn goes in, effects go out.
+//! The host's task, on the first thread that serves sockets: everything that gathered since the last turn goes in, effects go out.
 
-use super::die;
+use super::{AbortOnPanic, die};
 use crate::metrics::Shard;
 use crate::peers::Peers;
 use crate::shared::Shared;
@@ -14,10 +14,12 @@ use althing_shard::{Effect, Event, GroupStart, Host};
 use std::sync::Arc;
 use tokio::sync::oneshot;
 
-/// What the host thread is asked to do.
+/// What the host is asked to do.
 pub enum Job {
     /// Something happened.
     Event(Event),
+    /// Somebody waits to read: ask for everybody who does by now.
+    Reads,
     /// Start a group.
     Start(Box<GroupStart>),
     /// Say how the groups are.
@@ -25,14 +27,26 @@ pub enum Job {
 }
 
 /// Runs until the inbox is closed and empty.
-pub fn run(mut host: Host, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing) {
+pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing) {
+    let _guard = AbortOnPanic;
     loop {
+        // The host shares its thread with the requests that feed it. More work at once means load: then everybody else who is ready
+        // has a turn first, and the host's next one takes in what they bring.
+        if !shared.host.is_empty() {
+            tokio::task::yield_now().await;
+        }
         let until = host.next_deadline().map(|due| shared.clock.instant_of(due));
-        let Some(jobs) = shared.host.take(until) else { return };
+        let Some(jobs) = shared.host.next(until).await else {
+            return;
+        };
         let mut events = Vec::with_capacity(jobs.len());
         let mut proposals = Vec::new();
         let mut views = Vec::new();
-        // After the requests were taken: the core counts on reading the time later than any read came in (`althing_raft::gate`).
+        // Whoever joined up to here is covered by the read index that is asked for below.
+        if jobs.iter().any(|job| matches!(job, Job::Reads)) {
+            events.extend(shared.take_reads());
+        }
+        // After the reads were taken: the core counts on reading the time later than any read came in (`althing_raft::gate`).
         let now = shared.clock.now();
         let started = shared.clock.instant();
         for job in jobs {
@@ -43,6 +57,7 @@ pub fn run(mut host: Host, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: 
                     }
                     events.push(event);
                 }
+                Job::Reads => {}
                 Job::Start(start) => host.add_group(now, *start),
                 Job::Views(reply) => views.push(reply),
             }
@@ -66,7 +81,7 @@ pub fn run(mut host: Host, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: 
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        dispatch(effects, shared, peers, snapshots);
+        dispatch(effects, &shared, &peers, &snapshots);
         for reply in views {
             let all = host
                 .groups()

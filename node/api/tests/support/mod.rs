@@ -2,17 +2,16 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
-use althing_api::server::ClientRouter;
 use althing_api::{Limits, Observer, health::HealthSwitch};
 use althing_store::ops::{Command, OpResult, Range, RangeResult, Revision, Txn};
 use althing_store::{ApplyItem, MemStore, Mvcc};
 use async_trait::async_trait;
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, MutexGuard};
+use tokio::net::TcpListener;
 use tokio::sync::Barrier;
-use tonic::transport::server::TcpIncoming;
 use tonic::transport::{Channel, Endpoint};
 
 /// The state machine without consensus: every command is committed at once.
@@ -151,7 +150,7 @@ pub(crate) struct Running {
     pub(crate) health: HealthSwitch,
     pub(crate) address: SocketAddr,
     pub(crate) channel: Channel,
-    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
+    server: tokio::task::JoinHandle<()>,
 }
 
 impl Drop for Running {
@@ -166,14 +165,17 @@ pub(crate) async fn start() -> Running {
 
 pub(crate) async fn start_with(keyspace: Local, observer: Arc<dyn Observer>) -> Running {
     let keyspace = Arc::new(keyspace);
-    let (router, health): (ClientRouter, _) =
-        althing_api::router(Arc::<Local>::clone(&keyspace), Limits::default(), observer).await;
-    let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
-    let incoming = TcpIncoming::bind(loopback)
-        .expect("loopback has ports")
-        .with_nodelay(Some(true));
-    let address = incoming.local_addr().expect("bound");
-    let server = tokio::spawn(router.serve_with_incoming(incoming));
+    let (server, health) = althing_api::server(Arc::<Local>::clone(&keyspace), Limits::default(), observer).await;
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .await
+        .expect("loopback has ports");
+    let address = listener.local_addr().expect("bound");
+    let connections = futures::stream::unfold(listener, |listener| async {
+        let (socket, _) = listener.accept().await.ok()?;
+        socket.set_nodelay(true).ok()?;
+        Some((socket, listener))
+    });
+    let server = tokio::spawn(server.serve(connections, std::future::pending()));
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .expect("an address")
         .connect()

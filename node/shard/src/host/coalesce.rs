@@ -2,9 +2,9 @@
 //!
 //! A turn answers everything that came since the last one, so it may acknowledge several appends, or start and confirm several
 //! rounds. Of such messages the last says all: within a term, acknowledged indexes, commit indexes and rounds only grow. Leaving the
-//! others out is the same as losing them, which Raft stands.
+//! others out is the same as losing them, which Raft stands. What is stamped for another roster says something else and stays.
 
-use althing_raft::ids::{GroupId, Index, Term};
+use althing_raft::ids::{Epoch, GroupId, Index, Term};
 use althing_raft::message::{Body, Message};
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
@@ -13,8 +13,8 @@ use std::collections::btree_map::Entry;
 #[derive(Clone, Copy, Debug)]
 enum Says {
     Beat { commit: Index, round: u64 },
-    BeatReply { round: u64 },
-    Accepted { last: Index },
+    BeatReply { round: u64, stamp: Option<Epoch> },
+    Accepted { last: Index, stamp: Option<Epoch> },
 }
 
 impl Says {
@@ -24,8 +24,14 @@ impl Says {
                 commit: *commit,
                 round: *round,
             }),
-            Body::HeartbeatReply { round } => Some(Self::BeatReply { round: *round }),
-            Body::AppendAccepted { last } => Some(Self::Accepted { last: *last }),
+            Body::HeartbeatReply { round, stamp } => Some(Self::BeatReply {
+                round: *round,
+                stamp: *stamp,
+            }),
+            Body::AppendAccepted { last, stamp } => Some(Self::Accepted {
+                last: *last,
+                stamp: *stamp,
+            }),
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
             | Body::Vote { .. }
@@ -36,7 +42,12 @@ impl Says {
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
-            | Body::Forward { .. } => None,
+            | Body::Forward { .. }
+            | Body::Roster { .. }
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoke { .. }
+            | Body::Revoked { .. } => None,
         }
     }
 
@@ -52,8 +63,8 @@ impl Says {
     fn covers(self, earlier: Self) -> bool {
         match (self, earlier) {
             (Self::Beat { commit, round }, Self::Beat { commit: c, round: r }) => commit >= c && round >= r,
-            (Self::BeatReply { round }, Self::BeatReply { round: r }) => round >= r,
-            (Self::Accepted { last }, Self::Accepted { last: l }) => last >= l,
+            (Self::BeatReply { round, stamp }, Self::BeatReply { round: r, stamp: s }) => round >= r && stamp == s,
+            (Self::Accepted { last, stamp }, Self::Accepted { last: l, stamp: s }) => last >= l && stamp == s,
             (Self::Beat { .. } | Self::BeatReply { .. } | Self::Accepted { .. }, _) => false,
         }
     }
@@ -98,7 +109,25 @@ mod tests {
     }
 
     fn accepted(last: u64) -> Body {
-        Body::AppendAccepted { last: Index(last) }
+        stamped(last, None)
+    }
+
+    fn stamped(last: u64, epoch: Option<u64>) -> Body {
+        Body::AppendAccepted {
+            last: Index(last),
+            stamp: epoch.map(Epoch),
+        }
+    }
+
+    #[test]
+    fn an_acknowledgement_under_another_roster_stays() {
+        let all = vec![
+            message(1, 5, stamped(7, Some(1))),
+            message(1, 5, stamped(7, Some(2))),
+            message(1, 5, stamped(8, Some(2))),
+        ];
+        let expected = vec![all[0].clone(), all[2].clone()];
+        assert_eq!(coalesce(all), expected);
     }
 
     #[test]
