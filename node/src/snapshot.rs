@@ -146,7 +146,8 @@ async fn deliver(
         Some(transfer) => transfer,
         None => Transfer {
             number: draw().map_err(|error| WireError::Refused(error.to_string()))?,
-            export: store.export(),
+            export: tokio::task::block_in_place(|| store.export())
+                .map_err(|error| WireError::Refused(error.to_string()))?,
         },
     };
     let sent = stream(&mut socket, &mut transfer, group, term).await;

@@ -23,6 +23,10 @@ use tokio::sync::oneshot;
 
 /// Items in one batch of the store: enough to make its cost per batch small, few enough to answer the first ones soon.
 const BATCH_ITEMS_MAX: usize = 1_024;
+/// Bytes of applied rows that the engine gets in one batch: some thousand small ones, a few milliseconds of its time.
+const WRITE_OUT_BYTES: usize = 1 << 20;
+/// How long they may wait for more. A batch's cost is then spread over all that was applied meanwhile; what a crash loses is in the log.
+const WRITE_OUT_DELAY: Duration = Duration::from_millis(20);
 /// How long to wait before sweeping again while a snapshot is exported.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
@@ -124,7 +128,8 @@ impl Applier {
         let mut imports = 0;
         let mut applied_bytes = 0;
         let mut sweep_at = Some(self.clock.instant());
-        while let Some(jobs) = self.inbox.take(sweep_at) {
+        let mut write_at: Option<Instant> = None;
+        while let Some(jobs) = self.inbox.take(sweep_at.into_iter().chain(write_at).min()) {
             let idle = jobs.is_empty();
             let mut gathered: BTreeMap<GroupId, (Vec<Item>, Instant)> = BTreeMap::new();
             for job in jobs {
@@ -148,6 +153,7 @@ impl Applier {
                 }
             }
             self.apply_all(gathered);
+            write_at = self.write_out(idle, write_at);
             if applied_bytes >= CHECKPOINT_BYTES {
                 applied_bytes = 0;
                 // If it is busy it will see what is new by itself.
@@ -206,7 +212,7 @@ impl Applier {
             batch.push(work);
         }
         let position = meta.position;
-        let results = match store.apply(&batch, meta) {
+        let results = match store.apply_behind(&batch, meta) {
             Ok(results) => results,
             Err(error) => die("committed entries cannot be applied", &error),
         };
@@ -323,6 +329,24 @@ impl Applier {
                     incoming.remove(&group);
                 }
             }
+        }
+    }
+
+    /// Gives the engine what was applied, once it is much or has waited long enough. Says when to come again.
+    fn write_out(&self, idle: bool, due: Option<Instant>) -> Option<Instant> {
+        let now = self.clock.instant();
+        let late = due.is_some_and(|due| due <= now);
+        for (_, store) in self.groups.all() {
+            if (late || store.pending_bytes() >= WRITE_OUT_BYTES)
+                && let Err(error) = store.write_out()
+            {
+                die("applied entries cannot be written", &error);
+            }
+        }
+        if late {
+            None
+        } else {
+            due.or((!idle).then(|| now + WRITE_OUT_DELAY))
         }
     }
 

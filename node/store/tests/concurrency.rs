@@ -83,6 +83,7 @@ fn readers_see_whole_revisions<S: StateStore>(store: S, rounds: u64) {
                 let mut import = other.mvcc.import();
                 keys.mvcc
                     .export()
+                    .unwrap()
                     .for_each(|chunk| import.chunk(&chunk.unwrap()).unwrap());
                 other.mvcc.install(import).unwrap();
                 other.apply(&[ApplyItem::Command(both(&format!("{round} from the other")))]);
@@ -90,6 +91,7 @@ fn readers_see_whole_revisions<S: StateStore>(store: S, rounds: u64) {
                 other
                     .mvcc
                     .export()
+                    .unwrap()
                     .for_each(|chunk| import.chunk(&chunk.unwrap()).unwrap());
                 keys.mvcc.install(import).unwrap();
                 keys.sweep();

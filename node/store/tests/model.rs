@@ -302,7 +302,7 @@ fn run<S: StateStore>(steps: Vec<Step>, store: S, mut other: impl FnMut() -> S) 
                 let target = other();
                 let fresh = Mvcc::open(target.clone(), G).unwrap();
                 let mut import = fresh.import();
-                for chunk in keys.mvcc.export() {
+                for chunk in keys.mvcc.export().unwrap() {
                     import.chunk(&chunk.unwrap()).unwrap();
                 }
                 prop_assert_eq!(fresh.install(import).unwrap(), keys.mvcc.applied());

@@ -36,7 +36,7 @@ fn source() -> Keys<MemStore> {
 }
 
 fn chunks<S: StateStore>(keys: &Keys<S>) -> Vec<Bytes> {
-    keys.mvcc.export().map(Result::unwrap).collect()
+    keys.mvcc.export().unwrap().map(Result::unwrap).collect()
 }
 
 /// Everything that can be read.
@@ -74,7 +74,7 @@ fn a_snapshot_brings_history_members_and_position() {
 fn an_export_is_of_one_moment_although_writing_and_compacting_go_on() {
     let source = source();
     let before = everything(&source.mvcc);
-    let mut export = source.mvcc.export();
+    let mut export = source.mvcc.export().unwrap();
     let mut chunks = vec![export.next_chunk().unwrap().unwrap()];
     source.put("k00", "later");
     source.delete(all());
@@ -105,7 +105,7 @@ fn a_stream_that_breaks_anywhere_goes_on_from_where_the_import_stands() {
     assert!(count > 5, "{count}");
     for taken in 0..=count {
         for ahead in 0..=2 {
-            let mut export = keys.mvcc.export();
+            let mut export = keys.mvcc.export().unwrap();
             let target = Mvcc::open(MemStore::default(), G).unwrap();
             let mut import = target.import();
             for _ in 0..taken {

@@ -93,7 +93,10 @@ impl World {
         let Some(process) = &machine.process else {
             return;
         };
-        let mut export = process.mvcc.export();
+        let mut export = process
+            .mvcc
+            .export()
+            .expect("invariant: the engine in memory does not fail");
         let meta = export.meta().clone();
         let mut chunks = Vec::new();
         loop {

@@ -313,7 +313,7 @@ impl<'a, S: StateStore> Exec<'a, S> {
     }
 
     fn fetch(&self, id: RowId) -> Result<KeyValue, Fail> {
-        let row = match self.rows.get(&id) {
+        let row = match self.rows.get(&id).or_else(|| self.state.pending.get(id)) {
             Some(row) => Some(row.clone()),
             None => self.store.get(&self.state.slot.row_key(id))?,
         };

@@ -10,10 +10,15 @@ use std::sync::Arc;
 
 impl<S: StateStore> Mvcc<S> {
     /// A consistent snapshot of what is applied now. Writing goes on beside it; sweeping pauses until it is dropped.
-    #[must_use]
-    pub fn export(&self) -> Export<S> {
+    ///
+    /// # Errors
+    /// If the engine fails to take in what it does not have yet.
+    pub fn export(&self) -> Result<Export<S>, StoreError> {
+        // Nobody applies in between: the snapshot covers what the engine has.
+        let writer = self.writer();
+        self.write_pending(&writer)?;
         let state = self.read();
-        Export::new(self.store.clone(), &state, Arc::clone(&self.exports))
+        Ok(Export::new(self.store.clone(), &state, Arc::clone(&self.exports)))
     }
 
     /// Begins to receive a snapshot. One at a time: an earlier import that was not installed is void.

@@ -4,6 +4,7 @@
 //! `compact_step`, `bootstrap`, `install`); any thread reads. A reader holds the index's lock only while it lists rows, not
 //! while it fetches them; a writer holds it only to add what is already in the engine.
 
+mod behind;
 mod exec;
 mod index;
 mod install;
@@ -15,6 +16,7 @@ use crate::ops::{Command, OpError, OpResult, Range, RangeResult, Revision, Txn};
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
 use althing_raft::ids::{GroupId, MemberId};
+use behind::Pending;
 use bytes::Bytes;
 use exec::Exec;
 pub(crate) use index::Index;
@@ -76,12 +78,14 @@ pub enum Sweep {
     Paused,
 }
 
-/// What readers see. Changed only under the write lock, after the engine has it.
+/// What readers see. Changed only under the write lock.
 pub(crate) struct State {
     pub(crate) slot: Slot,
     pub(crate) record: AppliedRecord,
     pub(crate) members: BTreeMap<MemberId, Bytes>,
     pub(crate) index: Index,
+    /// What of it the engine does not have yet.
+    pub(crate) pending: Pending,
 }
 
 impl State {
@@ -91,6 +95,7 @@ impl State {
             record: AppliedRecord::fresh(),
             members: BTreeMap::new(),
             index: Index::default(),
+            pending: Pending::default(),
         }
     }
 
@@ -235,13 +240,26 @@ impl<S: StateStore> Mvcc<S> {
         Ok(())
     }
 
-    /// Applies the next entries in one batch with the record of having applied them. `applied` is the position of the last
+    /// Applies the next entries, and gives them to the engine.
+    ///
+    /// # Errors
+    /// As of `apply_behind`, and of `write_out`.
+    pub fn apply(&self, items: &[ApplyItem], applied: SnapshotMeta) -> Result<Vec<Option<CommandResult>>, StoreError> {
+        let results = self.apply_behind(items, applied)?;
+        self.write_out()?;
+        Ok(results)
+    }
+
+    /// Applies the next entries: readers see them at once, the engine gets them by the next `write_out`, all together with the record of having applied them. `applied` is the position of the last
     /// one and the configuration as of it. The caller bounds the number and bytes of the items.
     ///
     /// # Errors
-    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. If the engine fails, whether they were
-    /// applied is unknown, and the process should end.
-    pub fn apply(&self, items: &[ApplyItem], applied: SnapshotMeta) -> Result<Vec<Option<CommandResult>>, StoreError> {
+    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. If the engine fails a read, the process should end.
+    pub fn apply_behind(
+        &self,
+        items: &[ApplyItem],
+        applied: SnapshotMeta,
+    ) -> Result<Vec<Option<CommandResult>>, StoreError> {
         let _writer = self.writer();
         let state = self.read();
         let expected = althing_raft::ids::Index(state.record.meta.position.index.0 + items.len() as u64);
@@ -276,32 +294,20 @@ impl<S: StateStore> Mvcc<S> {
             swept: state.record.swept,
         };
         let Exec { delta, rows, .. } = exec;
-        let slot = state.slot;
         drop(state);
-
-        let mut batch = Batch::default();
-        // Revisions only grow, and a row is never written twice.
-        batch.run(rows.into_iter().map(|(id, row)| (slot.row_key(id).into(), row)));
-        for (member, context) in &members {
-            match context {
-                Some(context) => batch.put(slot.member_key(*member), context.clone()),
-                None => batch.delete(slot.member_key(*member)),
-            }
-        }
-        batch.put(slot.applied_key(), record.encode());
-        self.store.apply(batch)?;
 
         let mut state = self.write();
         state.record = record;
         for (key, history) in delta {
             state.index.extend(&key, history.head, &history.changes);
         }
-        for (member, context) in members {
+        for (member, context) in &members {
             match context {
-                Some(context) => state.members.insert(member, context),
-                None => state.members.remove(&member),
+                Some(context) => state.members.insert(*member, context.clone()),
+                None => state.members.remove(member),
             };
         }
+        state.pending.add(rows, members);
         Ok(results)
     }
 
@@ -323,13 +329,17 @@ impl<S: StateStore> Mvcc<S> {
                 delta: None,
             }
             .list(&range.keys, revision, rows_wanted(range));
+            let pending: Vec<_> = listing.rows.iter().map(|id| state.pending.get(*id).cloned()).collect();
             let held = if retry == READ_RETRIES {
                 Some(state)
             } else {
                 drop(state);
                 None
             };
-            let rows = listing.rows.iter().map(|id| self.store.get(&slot.row_key(*id)));
+            let rows = listing.rows.iter().zip(pending).map(|(id, row)| match row {
+                Some(row) => Ok(Some(row)),
+                None => self.store.get(&slot.row_key(*id)),
+            });
             let rows = rows.collect::<Result<Vec<_>, _>>()?;
             // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
             if held.is_none() && rows.iter().any(Option::is_none) {
@@ -416,6 +426,7 @@ impl<S: StateStore> Mvcc<S> {
     pub fn checkpoint(&self) -> Result<SnapshotMeta, StoreError> {
         // Read first: what is applied while the engine flushes may or may not be in it.
         let applied = self.applied();
+        self.write_out()?;
         self.store.checkpoint()?;
         Ok(applied)
     }
@@ -449,10 +460,15 @@ impl<S: StateStore> Mvcc<S> {
             }
             return Ok(Sweep::More);
         }
-        let mut state = self.write();
-        if state.record.swept >= state.record.compacted {
-            return Ok(Sweep::Done);
+        {
+            let state = self.read();
+            if state.record.swept >= state.record.compacted {
+                return Ok(Sweep::Done);
+            }
         }
+        // What is deleted and the record of it must not overtake what was applied before.
+        self.write_pending(&writer)?;
+        let mut state = self.write();
         let (target, cursor) = writer
             .sweep
             .take()

@@ -253,3 +253,57 @@ fn sizes_count_keys_changes_and_bytes() {
     );
     assert!((1000..1200).contains(&swept.in_use), "{swept:?}");
 }
+
+#[test]
+fn what_is_applied_behind_is_seen_at_once_and_reaches_the_engine_in_one_piece() {
+    let engine = MemStore::default();
+    let keys = Keys {
+        mvcc: Mvcc::open(engine.clone(), G).unwrap(),
+    };
+    let behind = |index: u64, command: Command| {
+        let results = keys
+            .mvcc
+            .apply_behind(&[ApplyItem::Command(command)], meta(index))
+            .unwrap();
+        results[0].clone().unwrap().result.unwrap()
+    };
+    // What a crash now would leave.
+    let crashed = || Mvcc::open(engine.fork(), G).unwrap();
+
+    behind(1, Command::Put(put("a", "1")));
+    behind(2, Command::Put(put("b", "1")));
+    let again = Put {
+        prev_kv: true,
+        ..put("a", "2")
+    };
+    let OpResult::Put { prev: Some(prev) } = behind(3, Command::Put(again)) else {
+        panic!("the row before is in no engine yet and must be found all the same")
+    };
+    assert_eq!(show(std::slice::from_ref(&prev)), ["a=1@2/2/1"]);
+    let seen = ["a=2@2/4/2", "b=1@3/3/1"];
+    assert_eq!(show(&keys.range(&Range::of(all())).unwrap().kvs), seen);
+    assert_eq!(crashed().applied().position.index, Index(0));
+    assert!(keys.mvcc.pending_bytes() > 0);
+
+    keys.mvcc.write_out().unwrap();
+    assert_eq!(keys.mvcc.pending_bytes(), 0);
+    assert_eq!(crashed().applied(), keys.mvcc.applied());
+    assert_eq!(show(&keys.range(&Range::of(all())).unwrap().kvs), seen);
+
+    // A checkpoint, a sweep and a snapshot cover what waits.
+    behind(4, Command::Put(put("c", "1")));
+    let durable = keys.mvcc.checkpoint().unwrap();
+    assert_eq!((&durable, &crashed().applied()), (&keys.mvcc.applied(), &durable));
+    behind(5, Command::Put(put("a", "3")));
+    behind(6, Command::Compact(Revision(6)));
+    keys.sweep();
+    assert_eq!(crashed().size().unwrap(), keys.mvcc.size().unwrap());
+    behind(7, Command::Put(put("d", "1")));
+    let other = Mvcc::open(MemStore::default(), G).unwrap();
+    let mut import = other.import();
+    for chunk in keys.mvcc.export().unwrap() {
+        import.chunk(&chunk.unwrap()).unwrap();
+    }
+    assert_eq!(other.install(import).unwrap(), keys.mvcc.applied());
+    assert_eq!(other.size().unwrap().keys, 4);
+}

@@ -1,0 +1,84 @@
+//! Applied and not yet in the engine.
+//!
+//! An engine's batch costs about the same for one row and for hundreds: sled writes its buffers out, wakes its threads and waits for the
+//! disk. So what is applied is kept here first, readers look here first, and the writing thread hands it to the engine now and then,
+//! after it has answered. A crash loses it, and nothing by that: the engine then holds a shorter prefix of the log, which the WAL
+//! keeps until a checkpoint says that the engine has it durably.
+
+use crate::error::StoreError;
+use crate::mvcc::layout::RowId;
+use crate::mvcc::{MemberChanges, Mvcc, Writer};
+use crate::state::{Batch, StateStore};
+use bytes::Bytes;
+use std::collections::BTreeMap;
+
+/// Rows and members of batches that the engine does not have.
+#[derive(Default)]
+pub(crate) struct Pending {
+    rows: BTreeMap<RowId, Bytes>,
+    members: MemberChanges,
+    bytes: usize,
+    /// Whether the applied record is newer than the engine's, also if there are no rows.
+    dirty: bool,
+}
+
+impl Pending {
+    pub(super) fn get(&self, id: RowId) -> Option<&Bytes> {
+        self.rows.get(&id)
+    }
+
+    /// Adds a batch.
+    pub(super) fn add(&mut self, mut rows: BTreeMap<RowId, Bytes>, members: MemberChanges) {
+        self.bytes += rows.values().map(Bytes::len).sum::<usize>();
+        self.rows.append(&mut rows);
+        self.members.extend(members);
+        self.dirty = true;
+    }
+}
+
+impl<S: StateStore> Mvcc<S> {
+    /// Bytes of rows that wait for [`Mvcc::write_out`]; the caller of [`Mvcc::apply_behind`] bounds them.
+    #[must_use]
+    pub fn pending_bytes(&self) -> usize {
+        self.read().pending.bytes
+    }
+
+    /// Gives the engine everything that is applied, in one batch.
+    ///
+    /// # Errors
+    /// If the engine fails: how much of it took effect is then unknown, and the process should end.
+    pub fn write_out(&self) -> Result<(), StoreError> {
+        self.write_pending(&self.writer())
+    }
+
+    /// The same, by who writes already.
+    pub(super) fn write_pending(&self, _writer: &Writer) -> Result<(), StoreError> {
+        let batch = {
+            let state = self.read();
+            if !state.pending.dirty {
+                return Ok(());
+            }
+            let (slot, pending) = (state.slot, &state.pending);
+            let mut batch = Batch::default();
+            // Revisions only grow, and a row is never written twice.
+            batch.run(
+                pending
+                    .rows
+                    .iter()
+                    .map(|(id, row)| (slot.row_key(*id).into(), row.clone())),
+            );
+            for (member, context) in &pending.members {
+                match context {
+                    Some(context) => batch.put(slot.member_key(*member), context.clone()),
+                    None => batch.delete(slot.member_key(*member)),
+                }
+            }
+            batch.put(slot.applied_key(), state.record.encode());
+            batch
+        };
+        self.store.apply(batch)?;
+        // Only writers add to it, and this is the one.
+        self.write().pending = Pending::default();
+        Ok(())
+    }
+}
