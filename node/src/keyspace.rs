@@ -151,8 +151,12 @@ impl Keyspace for DefaultKeyspace {
         self.catch_up(footprint::read(&range), consistency).await?;
         let store = self.store()?;
         let found = match &range.keys {
-            KeyRange::Single(_) => store.range(&range),
-            KeyRange::Between(..) | KeyRange::From(_) => elsewhere(move || store.range(&range)).await?,
+            KeyRange::Single(_) => store.try_range(&range),
+            KeyRange::Between(..) | KeyRange::From(_) => Ok(None),
+        };
+        let found = match found.transpose() {
+            Some(found) => found,
+            None => elsewhere(move || store.range(&range)).await?,
         };
         let (revision, result) = found.map_err(|error| broken(&error))??;
         Ok((self.header_at(revision), result))

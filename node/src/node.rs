@@ -16,9 +16,10 @@ use crate::snapshot::Outgoing;
 use crate::telemetry::{RequestObserver, Tracer};
 use crate::threads::AbortOnPanic;
 use crate::threads::host::Job;
+use crate::threads::machine::Machine;
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
-use crate::threads::{apply, checkpoint, host, wal};
+use crate::threads::{apply, checkpoint, host, machine, wal};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
@@ -194,7 +195,7 @@ fn start_group(shared: &Shared, start: Start, seed: u64) {
     };
     shared.host.push(Job::Start(Box::new(GroupStart { config, start })));
     if let Some(store) = shared.groups.get(GROUP) {
-        shared.host.push(Job::Event(apply::members_event(GROUP, &store)));
+        shared.host.push(Job::Event(machine::members_event(GROUP, &store)));
     }
 }
 
@@ -278,9 +279,21 @@ impl Node {
             heartbeat_interval: shared.config.heartbeat_interval,
             cut: CutPolicy::PRODUCTION,
         });
-        let host = net
-            .first()
-            .spawn(host::run(host, Arc::clone(&shared), Arc::clone(&peers), snapshots));
+        let machine = Arc::new(Machine::new(
+            Arc::clone(&shared.apply),
+            Arc::clone(&shared.host),
+            Arc::clone(&shared.waiters),
+            Arc::clone(&shared.metrics),
+            clock,
+            Arc::clone(&shared.groups),
+        ));
+        let host = net.first().spawn(host::run(
+            host,
+            Arc::clone(&shared),
+            Arc::clone(&peers),
+            snapshots,
+            Arc::clone(&machine),
+        ));
         let wal_thread = {
             let shared = Arc::clone(&shared);
             thread("wal", move || {
@@ -295,12 +308,7 @@ impl Node {
             })?
         };
         let applier = apply::Applier {
-            inbox: Arc::clone(&shared.apply),
-            host: Arc::clone(&shared.host),
-            waiters: Arc::clone(&shared.waiters),
-            metrics: Arc::clone(&shared.metrics),
-            clock,
-            groups: Arc::clone(&shared.groups),
+            machine,
             checkpointer: kick,
         };
         let apply_thread = thread("apply", move || applier.run())?;

@@ -1,19 +1,14 @@
-//! The state machine's thread: the only writer of the store. One batch per turn, then the answers.
+//! The state machine's thread: what takes time. It applies what the host does not apply itself, gives the engine what was applied,
+//! takes in snapshots, and deletes what nobody needs.
 
 use super::die;
-use crate::clock::Clock;
-use crate::inbox::Inbox;
-use crate::members::MemberInfo;
-use crate::metrics::{Metrics, Shard};
-use crate::shared::{Groups, Store};
-use crate::threads::checkpoint::CHECKPOINT_BYTES;
+use super::machine::Machine;
 use crate::threads::host::Job;
-use crate::waiters::Waiters;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
-use althing_shard::{Event, Item, Work};
+use althing_shard::{Event, Item};
 use althing_store::snapshot::{Import, Progress};
-use althing_store::{ApplyItem, SledStore, Sweep, codec};
+use althing_store::{SledStore, Sweep};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -24,7 +19,7 @@ use tokio::sync::oneshot;
 /// Items in one batch of the store: enough to make its cost per batch small, few enough to answer the first ones soon.
 const BATCH_ITEMS_MAX: usize = 1_024;
 /// Bytes of applied rows that the engine gets in one batch: some thousand small ones, a few milliseconds of its time.
-const WRITE_OUT_BYTES: usize = 1 << 20;
+pub(super) const WRITE_OUT_BYTES: usize = 1 << 20;
 /// How long they may wait for more. A batch's cost is then spread over all that was applied meanwhile; what a crash loses is in the log.
 const WRITE_OUT_DELAY: Duration = Duration::from_millis(20);
 /// How long to wait before sweeping again while a snapshot is exported.
@@ -41,6 +36,8 @@ pub enum ApplyJob {
         /// When they were committed.
         committed: Instant,
     },
+    /// The host has applied something that the engine does not have yet.
+    Behind,
     /// Something about a snapshot.
     Snapshot(SnapshotJob),
 }
@@ -105,18 +102,8 @@ struct Incoming {
 
 /// The thread's state.
 pub struct Applier {
-    /// Where the work comes from.
-    pub inbox: Arc<Inbox<ApplyJob>>,
-    /// Where the answers go.
-    pub host: Arc<Inbox<Job>>,
-    /// Clients.
-    pub waiters: Arc<Waiters>,
-    /// Figures.
-    pub metrics: Arc<Metrics>,
-    /// Time.
-    pub clock: Clock,
-    /// State machines.
-    pub groups: Arc<Groups>,
+    /// Where the work comes from, and what is shared with the host.
+    pub machine: Arc<Machine>,
     /// Wakes the checkpointer; its queue holds one.
     pub checkpointer: SyncSender<()>,
 }
@@ -126,12 +113,12 @@ impl Applier {
     pub fn run(self) {
         let mut incoming: BTreeMap<GroupId, Incoming> = BTreeMap::new();
         let mut imports = 0;
-        let mut applied_bytes = 0;
-        let mut sweep_at = Some(self.clock.instant());
+        let mut sweep_at = Some(self.machine.clock.instant());
         let mut write_at: Option<Instant> = None;
-        while let Some(jobs) = self.inbox.take(sweep_at.into_iter().chain(write_at).min()) {
+        while let Some(jobs) = self.machine.inbox.take(sweep_at.into_iter().chain(write_at).min()) {
             let idle = jobs.is_empty();
             let mut gathered: BTreeMap<GroupId, (Vec<Item>, Instant)> = BTreeMap::new();
+            let mut handed = 0;
             for job in jobs {
                 match job {
                     ApplyJob::Items {
@@ -139,12 +126,13 @@ impl Applier {
                         items,
                         committed,
                     } => {
-                        applied_bytes += items.iter().map(Item::bytes).sum::<usize>();
+                        handed += 1;
                         // The latest commit time stands for all: they were applied together.
                         let (all, at) = gathered.entry(group).or_insert_with(|| (Vec::new(), committed));
                         all.extend(items);
                         *at = committed;
                     }
+                    ApplyJob::Behind => {}
                     ApplyJob::Snapshot(job) => {
                         // Snapshots must not overtake entries.
                         self.apply_all(std::mem::take(&mut gathered));
@@ -153,9 +141,9 @@ impl Applier {
                 }
             }
             self.apply_all(gathered);
+            self.machine.answered(handed);
             write_at = self.write_out(idle, write_at);
-            if applied_bytes >= CHECKPOINT_BYTES {
-                applied_bytes = 0;
+            if self.machine.checkpoint_due() {
                 // If it is busy it will see what is new by itself.
                 let _ = self.checkpointer.try_send(());
             }
@@ -164,80 +152,15 @@ impl Applier {
         }
     }
 
-    fn store(&self, group: GroupId) -> Arc<Store> {
-        self.groups
-            .get(group)
-            .expect("invariant: a group has its state machine before it has entries")
-    }
-
     fn apply_all(&self, gathered: BTreeMap<GroupId, (Vec<Item>, Instant)>) {
         for (group, (items, committed)) in gathered {
-            let store = self.store(group);
+            let store = self.machine.store(group);
             let mut items = items.into_iter().peekable();
             while items.peek().is_some() {
-                self.apply(group, &store, items.by_ref().take(BATCH_ITEMS_MAX).collect(), committed);
+                let batch = items.by_ref().take(BATCH_ITEMS_MAX).collect();
+                self.machine.apply(group, &store, batch, committed);
             }
         }
-    }
-
-    fn apply(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
-        let started = self.clock.instant();
-        let mut meta = store.applied();
-        let mut waiting = Vec::with_capacity(items.len());
-        let mut members_changed = false;
-        let mut batch = Vec::with_capacity(items.len());
-        for item in items {
-            meta.position = item.position;
-            let (waiter, work) = match item.work {
-                Work::Noop => (None, ApplyItem::Noop),
-                Work::Command { command, waiter } => match codec::decode_command(command) {
-                    Ok(command) => (waiter, ApplyItem::Command(command)),
-                    Err(error) => die(
-                        "a committed command cannot be read; start a version that knows it",
-                        &error,
-                    ),
-                },
-                Work::Reads { state } => {
-                    tracing::info!(%group, index = %state.index, mode = ?state.spec.mode, lease = ?state.spec.lease, "reads are answered in another way");
-                    meta.reads = state;
-                    (None, ApplyItem::Noop)
-                }
-                Work::Configure { change, state } => {
-                    meta.config = state;
-                    members_changed = true;
-                    (None, ApplyItem::Config(change))
-                }
-            };
-            waiting.push(waiter);
-            batch.push(work);
-        }
-        let position = meta.position;
-        let results = match store.apply_behind(&batch, meta) {
-            Ok(results) => results,
-            Err(error) => die("committed entries cannot be applied", &error),
-        };
-        let applied = self.clock.instant();
-        let labels = Shard { shard: group.0 };
-        self.metrics
-            .apply_duration
-            .get_or_create(&labels)
-            .observe(applied.duration_since(started).as_secs_f64());
-        let answers = waiting
-            .into_iter()
-            .zip(results)
-            .filter_map(|(waiter, result)| waiter.zip(result));
-        let commit_duration = self.metrics.commit_duration.get_or_create_owned(&labels);
-        self.waiters.applied(answers, committed, applied, |took| {
-            commit_duration.observe(took.as_secs_f64())
-        });
-        self.host.push(Job::Event(Event::Applied { group, position }));
-        if members_changed {
-            self.tell_members(group, store);
-        }
-    }
-
-    fn tell_members(&self, group: GroupId, store: &Store) {
-        self.host.push(Job::Event(members_event(group, store)));
     }
 
     fn snapshot_job(&self, job: SnapshotJob, incoming: &mut BTreeMap<GroupId, Incoming>, imports: &mut u64) {
@@ -253,7 +176,7 @@ impl Applier {
                         *imports += 1;
                         let import = match present.filter(|present| present.transfer == transfer) {
                             Some(present) => present.import,
-                            None => self.store(group).import(),
+                            None => self.machine.store(group).import(),
                         };
                         let progress = import.progress();
                         if progress.chunks() > 0 {
@@ -303,7 +226,7 @@ impl Applier {
                 let _ = reply.send(answer);
             }
             SnapshotJob::Install { group, meta } => {
-                let store = self.store(group);
+                let store = self.machine.store(group);
                 let import = incoming
                     .remove(&group)
                     .expect("invariant: only whole snapshots are installed")
@@ -315,8 +238,10 @@ impl Applier {
                             "invariant: the snapshot that was offered is installed"
                         );
                         tracing::info!(%group, index = %meta.position.index, "installed a snapshot");
-                        self.host.push(Job::Event(Event::Installed { group, meta: installed }));
-                        self.tell_members(group, &store);
+                        self.machine
+                            .host
+                            .push(Job::Event(Event::Installed { group, meta: installed }));
+                        self.machine.tell_members(group, &store);
                     }
                     Err(error) => die("a received snapshot cannot be installed", &error),
                 }
@@ -334,9 +259,13 @@ impl Applier {
 
     /// Gives the engine what was applied, once it is much or has waited long enough. Says when to come again.
     fn write_out(&self, idle: bool, due: Option<Instant>) -> Option<Instant> {
-        let now = self.clock.instant();
+        let now = self.machine.clock.instant();
         let late = due.is_some_and(|due| due <= now);
-        for (_, store) in self.groups.all() {
+        if late {
+            // Before it is written: what comes meanwhile waits for the next time.
+            self.machine.listen_again();
+        }
+        for (_, store) in self.machine.groups.all() {
             if (late || store.pending_bytes() >= WRITE_OUT_BYTES)
                 && let Err(error) = store.write_out()
             {
@@ -352,12 +281,12 @@ impl Applier {
 
     /// Deletes a little of what nobody needs. Says when to go on; `None`: when there was something to apply.
     fn sweep(&self, idle: bool, due: Option<Instant>) -> Option<Instant> {
-        let now = self.clock.instant();
+        let now = self.machine.clock.instant();
         if !idle && due.is_some_and(|due| due > now) {
             return due;
         }
         let mut next = None;
-        for (_, store) in self.groups.all() {
+        for (_, store) in self.machine.groups.all() {
             match store.compact_step() {
                 Ok(Sweep::Done) => {}
                 Ok(Sweep::More) => next = Some(now),
@@ -367,15 +296,4 @@ impl Applier {
         }
         next
     }
-}
-
-/// The address table of a group, as its state machine has it.
-#[must_use]
-pub fn members_event(group: GroupId, store: &Store) -> Event {
-    let table = store
-        .members()
-        .iter()
-        .map(|(member, context)| (*member, MemberInfo::decode(context).peer_address))
-        .collect();
-    Event::Members { group, table }
 }

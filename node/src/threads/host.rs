@@ -6,6 +6,7 @@ use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::snapshot::Outgoing;
 use crate::threads::apply::{ApplyJob, SnapshotJob};
+use crate::threads::machine::Machine;
 use crate::threads::wal::WalJob;
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Role, Soft};
@@ -27,7 +28,7 @@ pub enum Job {
 }
 
 /// Runs until the inbox is closed and empty.
-pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing) {
+pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing, machine: Arc<Machine>) {
     let _guard = AbortOnPanic;
     loop {
         // The host shares its thread with the requests that feed it. More work at once means load: then everybody else who is ready
@@ -81,7 +82,7 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        dispatch(effects, &shared, &peers, &snapshots);
+        dispatch(effects, &shared, &peers, &snapshots, &machine);
         for reply in views {
             let all = host
                 .groups()
@@ -93,7 +94,7 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
     }
 }
 
-fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing) {
+fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing, machine: &Machine) {
     let mut answers = Vec::new();
     for effect in effects {
         match effect {
@@ -101,13 +102,7 @@ fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snap
             Effect::Send { to, messages } => peers.send(to, messages),
             Effect::Write { token, writes } => shared.wal.push(WalJob::Write { token, writes }),
             Effect::Compact { group, up_to } => shared.wal.push(WalJob::Compact { group, up_to }),
-            Effect::Apply { group, items } => {
-                shared.apply.push(ApplyJob::Items {
-                    group,
-                    items,
-                    committed: shared.clock.instant(),
-                });
-            }
+            Effect::Apply { group, items } => machine.take(group, items),
             Effect::Complete { request, result } => answers.push((request, result)),
             Effect::SendSnapshot { group, to, term } => snapshots.send(group, to, term),
             Effect::Install { group, meta } => shared

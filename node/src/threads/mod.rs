@@ -4,6 +4,7 @@
 pub mod apply;
 pub mod checkpoint;
 pub mod host;
+pub mod machine;
 pub mod net;
 pub mod wal;
 

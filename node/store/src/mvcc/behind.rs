@@ -27,6 +27,10 @@ impl Pending {
         self.rows.get(&id)
     }
 
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
     /// Adds a batch.
     pub(super) fn add(&mut self, mut rows: BTreeMap<RowId, Bytes>, members: MemberChanges) {
         self.bytes += rows.values().map(Bytes::len).sum::<usize>();

@@ -2,8 +2,9 @@
 //!
 //! Rows are keyed by revision; which rows a key has stands in an index in memory, as in etcd. One thread writes (`apply`,
 //! `compact_step`, `bootstrap`, `install`); any thread reads. A reader holds the index's lock only while it lists rows, not
-//! while it fetches them; a writer holds it only to add what is already in the engine.
+//! while it fetches them; a writer holds it only to add what it has worked out.
 
+mod apply;
 mod behind;
 mod exec;
 mod index;
@@ -14,8 +15,9 @@ mod view;
 use crate::error::StoreError;
 use crate::ops::{Command, OpError, OpResult, Range, RangeResult, Revision, Txn};
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
-use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
+use althing_raft::entry::{ConfigChange, ConfigState, SnapshotMeta};
 use althing_raft::ids::{GroupId, MemberId};
+use apply::{MemberChanges, free};
 use behind::Pending;
 use bytes::Bytes;
 use exec::Exec;
@@ -32,6 +34,9 @@ const SWEEP_ROWS_MAX: usize = 1024;
 
 /// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
 const READ_RETRIES: usize = 3;
+
+/// What a client hears of a range: the current revision and what was found, or why it is refused.
+pub type RangeAnswer = Result<(Revision, RangeResult), OpError>;
 
 /// One committed entry, unwrapped.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -240,120 +245,68 @@ impl<S: StateStore> Mvcc<S> {
         Ok(())
     }
 
-    /// Applies the next entries, and gives them to the engine.
-    ///
-    /// # Errors
-    /// As of `apply_behind`, and of `write_out`.
-    pub fn apply(&self, items: &[ApplyItem], applied: SnapshotMeta) -> Result<Vec<Option<CommandResult>>, StoreError> {
-        let results = self.apply_behind(items, applied)?;
-        self.write_out()?;
-        Ok(results)
-    }
-
-    /// Applies the next entries: readers see them at once, the engine gets them by the next `write_out`, all together with the record of having applied them. `applied` is the position of the last
-    /// one and the configuration as of it. The caller bounds the number and bytes of the items.
-    ///
-    /// # Errors
-    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. If the engine fails a read, the process should end.
-    pub fn apply_behind(
-        &self,
-        items: &[ApplyItem],
-        applied: SnapshotMeta,
-    ) -> Result<Vec<Option<CommandResult>>, StoreError> {
-        let _writer = self.writer();
-        let state = self.read();
-        let expected = althing_raft::ids::Index(state.record.meta.position.index.0 + items.len() as u64);
-        if applied.position.index != expected {
-            return Err(StoreError::OutOfOrder {
-                group: self.group,
-                expected,
-                found: applied.position.index,
-            });
-        }
-        let mut exec = Exec::new(&self.store, &state);
-        let mut members = MemberChanges::new();
-        let mut results = Vec::with_capacity(items.len());
-        for item in items {
-            results.push(match item {
-                ApplyItem::Noop => None,
-                ApplyItem::Config(change) => {
-                    member_change(change, &state.members, &applied.config, &mut members);
-                    None
-                }
-                ApplyItem::Command(command) => match exec.command(command) {
-                    Ok((revision, result)) => Some(CommandResult { revision, result }),
-                    Err(Fail::Store(error)) => return Err(error),
-                    Err(Fail::Op(error)) => unreachable!("commands report {error} as a result"),
-                },
-            });
-        }
-        let record = AppliedRecord {
-            meta: applied,
-            current: exec.current,
-            compacted: exec.compacted,
-            swept: state.record.swept,
-        };
-        let Exec { delta, rows, .. } = exec;
-        drop(state);
-
-        let mut state = self.write();
-        state.record = record;
-        for (key, history) in delta {
-            state.index.extend(&key, history.head, &history.changes);
-        }
-        for (member, context) in &members {
-            match context {
-                Some(context) => state.members.insert(*member, context.clone()),
-                None => state.members.remove(member),
-            };
-        }
-        state.pending.add(rows, members);
-        Ok(results)
-    }
-
     /// Answers a range, with the current revision for the header.
     ///
     /// # Errors
     /// The inner one is the client's: compacted or future revision. The outer one is the engine's.
-    pub fn range(&self, range: &Range) -> Result<Result<(Revision, RangeResult), OpError>, StoreError> {
-        for retry in 0..=READ_RETRIES {
-            let state = self.read();
-            let (slot, record) = (state.slot, &state.record);
-            let current = record.current;
-            let revision = match read_revision(range.revision, current, record.compacted) {
-                Ok(revision) => revision,
-                Err(error) => return Ok(Err(error)),
-            };
-            let listing = View {
-                index: &state.index,
-                delta: None,
+    pub fn range(&self, range: &Range) -> Result<RangeAnswer, StoreError> {
+        for _ in 0..READ_RETRIES {
+            if let Some(answer) = self.look(self.read(), range, false)? {
+                return Ok(answer);
             }
-            .list(&range.keys, revision, rows_wanted(range));
-            let pending: Vec<_> = listing.rows.iter().map(|id| state.pending.get(*id).cloned()).collect();
-            let held = if retry == READ_RETRIES {
-                Some(state)
-            } else {
-                drop(state);
-                None
-            };
-            let rows = listing.rows.iter().zip(pending).map(|(id, row)| match row {
-                Some(row) => Ok(Some(row)),
-                None => self.store.get(&slot.row_key(*id)),
-            });
-            let rows = rows.collect::<Result<Vec<_>, _>>()?;
-            // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
-            if held.is_none() && rows.iter().any(Option::is_none) {
-                continue;
-            }
-            let kvs = listing
-                .rows
-                .iter()
-                .zip(rows)
-                .map(|(id, row)| parse_row(self.group, *id, row));
-            let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
-            return Ok(Ok((Revision(current), finish_range(range, kvs, listing.count))));
         }
-        unreachable!("the last try holds the lock and returns")
+        let answer = self.look(self.read(), range, true)?;
+        Ok(answer.expect("invariant: nothing vanishes under the lock"))
+    }
+
+    /// As `range`, for a thread that must not wait for others: `None` if it would have to.
+    ///
+    /// # Errors
+    /// As of `range`.
+    pub fn try_range(&self, range: &Range) -> Result<Option<RangeAnswer>, StoreError> {
+        match free(self.state.try_read()) {
+            Some(state) => self.look(state, range, false),
+            None => Ok(None),
+        }
+    }
+
+    /// One try; with `hold`, under the lock to its end. `None` if what it listed was deleted before it was fetched.
+    fn look(
+        &self,
+        state: RwLockReadGuard<'_, State>,
+        range: &Range,
+        hold: bool,
+    ) -> Result<Option<RangeAnswer>, StoreError> {
+        let (slot, record) = (state.slot, &state.record);
+        let current = record.current;
+        let revision = match read_revision(range.revision, current, record.compacted) {
+            Ok(revision) => revision,
+            Err(error) => return Ok(Some(Err(error))),
+        };
+        let listing = View {
+            index: &state.index,
+            delta: None,
+        }
+        .list(&range.keys, revision, rows_wanted(range));
+        let pending: Vec<_> = listing.rows.iter().map(|id| state.pending.get(*id).cloned()).collect();
+        let held = hold.then_some(state);
+        let rows = listing.rows.iter().zip(pending).map(|(id, row)| match row {
+            Some(row) => Ok(Some(row)),
+            None => self.store.get(&slot.row_key(*id)),
+        });
+        let rows = rows.collect::<Result<Vec<_>, _>>()?;
+        // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
+        if held.is_none() && rows.iter().any(Option::is_none) {
+            return Ok(None);
+        }
+        let kvs = listing
+            .rows
+            .iter()
+            .zip(rows)
+            .map(|(id, row)| parse_row(self.group, *id, row));
+        let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
+        let result = finish_range(range, kvs, listing.count);
+        Ok(Some(Ok((Revision(current), result))))
     }
 
     /// Runs a transaction that cannot write.
@@ -504,41 +457,6 @@ impl<S: StateStore> Mvcc<S> {
 
     fn writer(&self) -> MutexGuard<'_, Writer> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-/// Members set (`Some`) and removed (`None`) by a batch.
-type MemberChanges = BTreeMap<MemberId, Option<Bytes>>;
-
-/// What a change says about the member table, which is `present` before the batch; `last` is the configuration after the batch.
-fn member_change(
-    change: &ConfigChange,
-    present: &BTreeMap<MemberId, Bytes>,
-    last: &ConfigState,
-    members: &mut MemberChanges,
-) {
-    match &change.step {
-        ConfigStep::AddLearner(member) => {
-            members.insert(*member, Some(change.context.clone()));
-        }
-        // A promotion usually says nothing new about the member.
-        ConfigStep::Promote(member) => {
-            if !change.context.is_empty() {
-                members.insert(*member, Some(change.context.clone()));
-            }
-        }
-        ConfigStep::Remove(member) => {
-            members.insert(*member, None);
-        }
-        // Whoever leaves is still needed until the joint configuration ends.
-        ConfigStep::EnterJoint(_) => {}
-        // Whoever joins later in the batch is added by its own step, whoever leaves later may go now.
-        ConfigStep::LeaveJoint => {
-            let known: Vec<MemberId> = present.keys().chain(members.keys()).copied().collect();
-            for member in known.into_iter().filter(|member| !last.contains(*member)) {
-                members.insert(member, None);
-            }
-        }
     }
 }
 
