@@ -4,10 +4,12 @@
 //! The reader is a thread or a task. A writer wakes it only if it sleeps, so a batch costs at most one wake-up: waking is a
 //! system call, and many times dearer than adding an item.
 
-use std::future::poll_fn;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
-use std::time::Instant;
+use std::time::{Duration, Instant};
+use tokio::time::{Sleep, sleep};
 
 /// Many writers, one reader.
 #[derive(Debug)]
@@ -118,16 +120,24 @@ impl<T> Inbox<T> {
         state.take()
     }
 
+    /// As `take` without a time, for a reader that is a task.
+    pub async fn next(&self) -> Option<Vec<T>> {
+        poll_fn(|context| self.poll_next(context)).await
+    }
+
     /// As `take`, for a reader that is a task.
-    pub async fn next(&self, until: Option<Instant>) -> Option<Vec<T>> {
-        let arrival = poll_fn(|context| self.poll_next(context));
-        match until {
-            None => arrival.await,
-            Some(until) => match tokio::time::timeout_at(until.into(), arrival).await {
-                Ok(items) => items,
-                Err(_) => self.lock().take(),
-            },
-        }
+    pub async fn next_until(&self, until: Option<Instant>, alarm: &mut Alarm) -> Option<Vec<T>> {
+        poll_fn(|context| {
+            let arrival = self.poll_next(context);
+            if arrival.is_pending()
+                && let Some(until) = until
+                && alarm.poll(until, context).is_ready()
+            {
+                return Poll::Ready(self.lock().take());
+            }
+            arrival
+        })
+        .await
     }
 
     fn poll_next(&self, context: &Context<'_>) -> Poll<Option<Vec<T>>> {
@@ -158,6 +168,36 @@ impl<T> Inbox<T> {
 
     fn lock(&self) -> MutexGuard<'_, State<T>> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The clock of a task that waits again and again, mostly for something else. A timer of the runtime that is set to before all
+/// others costs two system calls, so this one is moved only if it would ring too late; if it rings too early it is set anew.
+pub struct Alarm {
+    timer: Pin<Box<Sleep>>,
+}
+
+impl Default for Alarm {
+    fn default() -> Self {
+        Self {
+            timer: Box::pin(sleep(Duration::ZERO)),
+        }
+    }
+}
+
+impl Alarm {
+    fn poll(&mut self, until: Instant, context: &mut Context<'_>) -> Poll<()> {
+        let until = until.into();
+        if self.timer.deadline() > until {
+            self.timer.as_mut().reset(until);
+        }
+        while self.timer.as_mut().poll(context).is_ready() {
+            if self.timer.deadline() >= until {
+                return Poll::Ready(());
+            }
+            self.timer.as_mut().reset(until);
+        }
+        Poll::Pending
     }
 }
 
@@ -203,8 +243,13 @@ mod tests {
     #[tokio::test]
     async fn a_sleeping_task_is_woken_by_another_thread_and_by_time() {
         let inbox = Arc::new(Inbox::default());
-        let soon = Some(Instant::now());
-        assert_eq!(inbox.next(soon).await, Some(vec![]));
+        let mut alarm = Alarm::default();
+        // Sooner than the alarm stands, later, and in the past.
+        for wait in [20, 1, 30, 0] {
+            let until = Instant::now() + Duration::from_millis(wait);
+            assert_eq!(inbox.next_until(Some(until), &mut alarm).await, Some(vec![]));
+            assert!(Instant::now() >= until);
+        }
         let writer = {
             let inbox = Arc::clone(&inbox);
             std::thread::spawn(move || {
@@ -215,7 +260,7 @@ mod tests {
             })
         };
         let mut all = Vec::new();
-        while let Some(items) = inbox.next(None).await {
+        while let Some(items) = inbox.next().await {
             all.extend(items);
         }
         writer.join().unwrap();

@@ -113,7 +113,7 @@ impl Waiters {
 
     /// Hands answers to the tasks of a thread, on that thread. Runs until `close`.
     pub async fn deliver(&self, home: Home) {
-        while let Some(batches) = self.homes[home.0].next(None).await {
+        while let Some(batches) = self.homes[home.0].next().await {
             batches.into_iter().flatten().for_each(Delivery::deliver);
             // The tasks that were answered go first.
             tokio::task::yield_now().await;

@@ -1,6 +1,7 @@
 //! The host's task, on the first thread that serves sockets: everything that gathered since the last turn goes in, effects go out.
 
 use super::{AbortOnPanic, die};
+use crate::inbox::Alarm;
 use crate::metrics::Shard;
 use crate::peers::Peers;
 use crate::shared::Shared;
@@ -8,8 +9,9 @@ use crate::snapshot::Outgoing;
 use crate::threads::apply::{ApplyJob, SnapshotJob};
 use crate::threads::machine::Machine;
 use crate::threads::wal::WalJob;
-use althing_raft::ids::GroupId;
+use althing_raft::ids::{GroupId, MemberId};
 use althing_raft::io::{Role, Soft};
+use althing_raft::message::{Body, Message};
 use althing_shard::host::GroupView;
 use althing_shard::{Effect, Event, GroupStart, Host};
 use std::sync::Arc;
@@ -30,6 +32,7 @@ pub enum Job {
 /// Runs until the inbox is closed and empty.
 pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing, machine: Arc<Machine>) {
     let _guard = AbortOnPanic;
+    let mut alarm = Alarm::default();
     loop {
         // The host shares its thread with the requests that feed it. More work at once means load: then everybody else who is ready
         // has a turn first, and the host's next one takes in what they bring.
@@ -37,7 +40,7 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
             tokio::task::yield_now().await;
         }
         let until = host.next_deadline().map(|due| shared.clock.instant_of(due));
-        let Some(jobs) = shared.host.next(until).await else {
+        let Some(jobs) = shared.host.next_until(until, &mut alarm).await else {
             return;
         };
         let mut events = Vec::with_capacity(jobs.len());
@@ -82,7 +85,12 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        dispatch(effects, &shared, &peers, &snapshots, &machine);
+        let news = dispatch(effects, &shared, &peers, &snapshots, &machine);
+        if !news.is_empty() {
+            // Whoever was answered goes first, down to the socket.
+            tokio::task::yield_now().await;
+            news.into_iter().for_each(|(to, messages)| peers.send(to, messages));
+        }
         for reply in views {
             let all = host
                 .groups()
@@ -94,15 +102,27 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
     }
 }
 
-fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snapshots: &Outgoing, machine: &Machine) {
+/// Lets effects happen. Says what is still to be told to peers, once those are served whom it answered.
+fn dispatch(
+    effects: Vec<Effect>,
+    shared: &Arc<Shared>,
+    peers: &Arc<Peers>,
+    snapshots: &Outgoing,
+    machine: &Machine,
+) -> Vec<(MemberId, Vec<Message>)> {
     let mut answers = Vec::new();
+    let mut news = Vec::new();
+    let mut answered_here = false;
     for effect in effects {
         match effect {
             // Peers first: their copies are written while ours is.
-            Effect::Send { to, messages } => peers.send(to, messages),
+            Effect::Send { to, messages } if messages.iter().any(|message| is_urgent(&message.body)) => {
+                peers.send(to, messages);
+            }
+            Effect::Send { to, messages } => news.push((to, messages)),
             Effect::Write { token, writes } => shared.wal.push(WalJob::Write { token, writes }),
             Effect::Compact { group, up_to } => shared.wal.push(WalJob::Compact { group, up_to }),
-            Effect::Apply { group, items } => machine.take(group, items),
+            Effect::Apply { group, items } => answered_here |= machine.take(group, items),
             Effect::Complete { request, result } => answers.push((request, result)),
             Effect::SendSnapshot { group, to, term } => snapshots.send(group, to, term),
             Effect::Install { group, meta } => shared
@@ -117,6 +137,30 @@ fn dispatch(effects: Vec<Effect>, shared: &Arc<Shared>, peers: &Arc<Peers>, snap
     }
     if !answers.is_empty() {
         shared.waiters.complete(answers);
+    }
+    if !answered_here {
+        news.drain(..).for_each(|(to, messages)| peers.send(to, messages));
+    }
+    news
+}
+
+/// Whether somebody waits for a message. What is committed is news, and interests a follower later than the client.
+fn is_urgent(body: &Body) -> bool {
+    match body {
+        Body::Heartbeat { .. } => false,
+        Body::PreVote { .. }
+        | Body::PreVoteReply { .. }
+        | Body::Vote { .. }
+        | Body::VoteReply { .. }
+        | Body::Append { .. }
+        | Body::AppendAccepted { .. }
+        | Body::AppendRejected { .. }
+        | Body::HeartbeatReply { .. }
+        | Body::Snapshot { .. }
+        | Body::TimeoutNow
+        | Body::ReadIndex { .. }
+        | Body::ReadIndexReply { .. }
+        | Body::Forward { .. } => true,
     }
 }
 

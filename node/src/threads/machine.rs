@@ -139,13 +139,13 @@ impl Machine {
             .expect("invariant: a group has its state machine before it has entries")
     }
 
-    /// Takes the host's next committed items: applies and answers them here and now, or hands them to the thread.
-    pub fn take(&self, group: GroupId, items: Vec<Item>) {
+    /// Takes the host's next committed items: applies and answers them here and now (`true`), or hands them to the thread.
+    pub fn take(&self, group: GroupId, items: Vec<Item>) -> bool {
         let committed = self.clock.instant();
         // Only the host adds to them. What the thread has applied is not enough: its answers must be on their way too.
         let alone = self.handed.load(Ordering::Acquire) == 0;
         if alone && items.len() <= HERE_ITEMS_MAX && self.apply_here(group, &items, committed) {
-            return;
+            return true;
         }
         self.handed.fetch_add(1, Ordering::Relaxed);
         self.inbox.push(ApplyJob::Items {
@@ -153,6 +153,7 @@ impl Machine {
             items,
             committed,
         });
+        false
     }
 
     fn apply_here(&self, group: GroupId, items: &[Item], committed: Instant) -> bool {
