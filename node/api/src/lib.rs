@@ -9,6 +9,7 @@
 //! here yet: their services are not registered, and clients get `Unimplemented`.
 
 pub mod errors;
+mod gather;
 pub mod health;
 pub mod keyspace;
 mod observe;

@@ -1,5 +1,6 @@
 //! All services on one port.
 
+use crate::gather::Gather;
 use crate::health::{self, HealthSwitch};
 use crate::keyspace::Keyspace;
 use crate::observe::{ObserveLayer, Observed, Observer};
@@ -159,7 +160,9 @@ impl ClientServer {
                     None => break,
                 },
             };
-            let connection = http.serve_connection(TokioIo::new(socket), self.clone()).into_owned();
+            let connection = http
+                .serve_connection(Gather::new(TokioIo::new(socket)), self.clone())
+                .into_owned();
             let connection = all.watch(connection);
             tokio::spawn(async move {
                 if let Err(error) = connection.await {
