@@ -15,7 +15,8 @@ use std::collections::BTreeMap;
 /// Rows and members of batches that the engine does not have.
 #[derive(Default)]
 pub(crate) struct Pending {
-    rows: BTreeMap<RowId, Bytes>,
+    /// In order, because revisions only grow.
+    rows: Vec<(RowId, Bytes)>,
     members: MemberChanges,
     bytes: usize,
     /// Whether the applied record is newer than the engine's, also if there are no rows.
@@ -24,7 +25,8 @@ pub(crate) struct Pending {
 
 impl Pending {
     pub(super) fn get(&self, id: RowId) -> Option<&Bytes> {
-        self.rows.get(&id)
+        let at = self.rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
+        Some(&self.rows[at].1)
     }
 
     pub(super) fn bytes(&self) -> usize {
@@ -32,9 +34,15 @@ impl Pending {
     }
 
     /// Adds a batch.
-    pub(super) fn add(&mut self, mut rows: BTreeMap<RowId, Bytes>, members: MemberChanges) {
+    pub(super) fn add(&mut self, rows: BTreeMap<RowId, Bytes>, members: MemberChanges) {
         self.bytes += rows.values().map(Bytes::len).sum::<usize>();
-        self.rows.append(&mut rows);
+        if let (Some((last, _)), Some((first, _))) = (self.rows.last(), rows.first_key_value()) {
+            assert!(
+                last < first,
+                "invariant: revisions only grow, {first:?} follows {last:?}"
+            );
+        }
+        self.rows.extend(rows);
         self.members.extend(members);
         self.dirty = true;
     }

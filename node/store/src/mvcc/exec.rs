@@ -226,21 +226,22 @@ impl<'a, S: StateStore> Exec<'a, S> {
             ),
             (_, _, None) => return Err(OpError::KeyNotFound.into()),
         };
-        let head = self.head(&put.key);
+        let was = self.head(&put.key);
         let main = self.current + 1;
-        let head = if head.version == 0 {
+        let head = if was.version == 0 {
             Head {
                 create: main,
                 version: 1,
             }
         } else {
             Head {
-                create: head.create,
-                version: head.version + 1,
+                create: was.create,
+                version: was.version + 1,
             }
         };
         self.change(
             &put.key,
+            was,
             head,
             Some(Live {
                 create: head.create,
@@ -267,7 +268,8 @@ impl<'a, S: StateStore> Exec<'a, S> {
             Vec::new()
         };
         for key in &keys {
-            self.change(key, Head::default(), None);
+            let was = self.head(key);
+            self.change(key, was, Head::default(), None);
         }
         Ok(OpResult::Delete {
             deleted: i64::try_from(keys.len()).expect("invariant: keys fit in memory"),
@@ -280,7 +282,8 @@ impl<'a, S: StateStore> Exec<'a, S> {
         history.map_or_else(Head::default, |history| history.head)
     }
 
-    fn change(&mut self, key: &Bytes, head: Head, live: Option<Live>) {
+    /// Adds a change to a key; the caller has looked up its head before.
+    fn change(&mut self, key: &Bytes, was: Head, head: Head, live: Option<Live>) {
         let sub = u32::try_from(self.changed.len()).expect("invariant: a command changes fewer than 2^32 keys");
         let id = RowId {
             main: self.current + 1,
@@ -288,12 +291,11 @@ impl<'a, S: StateStore> Exec<'a, S> {
         };
         let removal = live.is_none();
         let row = Row { key: key.clone(), live }.encode();
-        let before = self.head(key);
         let history = self.delta.entry(key.clone()).or_default();
         history.head = head;
         history.changes.push(Change::new(id, row.len(), removal));
         self.rows.insert(id, row.into());
-        self.changed.push((key.clone(), before));
+        self.changed.push((key.clone(), was));
     }
 
     /// Undoes the command under way.
