@@ -14,6 +14,8 @@ use tokio::sync::oneshot;
 
 /// Threads at most: beyond that the host's thread is the limit.
 const THREADS_MAX: usize = 8;
+/// Long reads at one time beside each of them; more wait for their turn. A disk and a few processors are busy with fewer.
+const LONG_READS_MAX: usize = 16;
 
 /// Number of a thread that serves sockets.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
@@ -57,7 +59,11 @@ impl Net {
                     .spawn(move || {
                         let _guard = AbortOnPanic;
                         HOME.set(Some(Home(number)));
-                        match Builder::new_current_thread().enable_all().build() {
+                        let runtime = Builder::new_current_thread()
+                            .enable_all()
+                            .max_blocking_threads(LONG_READS_MAX)
+                            .build();
+                        match runtime {
                             Ok(runtime) => {
                                 // Whoever waits for it is alive: it is the caller of this function.
                                 let _ = tell.send(Ok(runtime.handle().clone()));
