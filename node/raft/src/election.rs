@@ -233,6 +233,10 @@ impl Raft {
         if message.to != self.config.id || message.from == self.config.id {
             return;
         }
+        if let Body::Committed { position } = message.body {
+            self.on_committed(position);
+            return;
+        }
         if message.term > self.term && !self.accept_higher_term(&message) {
             return;
         }
@@ -248,7 +252,11 @@ impl Raft {
             Body::PreVote { last } => self.on_pre_vote(from, message.term, last),
             // A grant in the present term was for an earlier campaign: it must not count for this one (pitfall P4).
             Body::PreVoteReply { granted: true } => Mark::StalePreVoteGrant.hit(),
-            Body::PreVoteReply { granted: false } => self.on_ballot(Role::PreCandidate, from, false),
+            Body::PreVoteReply { granted: false } => {
+                self.on_ballot(Role::PreCandidate, from, false);
+                self.tell_committed(from);
+            }
+            Body::Committed { position } => self.on_committed(position),
             Body::Vote { last, .. } => self.on_vote(from, last),
             Body::VoteReply { granted } => self.on_ballot(Role::Candidate, from, granted),
             Body::Append { prev, entries, commit } => self.on_append(from, prev, entries, commit),
@@ -311,6 +319,7 @@ impl Raft {
                 true
             }
             Body::PreVoteReply { granted: false }
+            | Body::Committed { .. }
             | Body::VoteReply { .. }
             | Body::AppendAccepted { .. }
             | Body::AppendRejected { .. }
@@ -344,6 +353,7 @@ impl Raft {
             // Letting go helps whoever asks, in whatever term; and it tells it of this one.
             Body::Revoke { below, incarnation } => self.on_revoke(message.from, *below, *incarnation),
             Body::PreVoteReply { .. }
+            | Body::Committed { .. }
             | Body::VoteReply { .. }
             | Body::AppendAccepted { .. }
             | Body::AppendRejected { .. }
@@ -358,30 +368,41 @@ impl Raft {
         }
     }
 
-    /// What a candidate's log must reach for this member's vote: its own log, since a majority may have committed all of that by
-    /// counting this copy.
+    /// Tells another member what is committed here.
     ///
-    /// But nobody counts the copies of a member that has no vote, and that has no entry which could give it one without its
-    /// knowing (pitfall P9). Such a member goes by what it knows to be committed. A newcomer that does not know yet that a joint
-    /// configuration has ended needs the votes of those who left by its end, and they may have entries that it can get from
-    /// nobody any more, because none of them may lead: by their own logs they would lock it out for ever. Leaders stay complete:
-    /// what is committed without this copy is held by a majority that the candidate needs too, and that goes by its logs.
-    fn measure(&self) -> LogPosition {
-        let last = self.log.last();
-        let may_count = self.is_voter() || self.log.first_config(self.members.index.next(), last.index).is_some();
-        let known = self.log.term_at(self.commit).filter(|_| !may_count);
-        known.map_or(last, |term| LogPosition {
-            term,
-            index: self.commit,
-        })
+    /// A configuration holds when it is known to be committed, so two members of a group without a leader may go by different
+    /// ones, and each may need the other's vote: one who was given a vote and does not know has the longer log, and may not
+    /// stand; one who may stand has the shorter log, and is refused. Or those who left by the end of a joint configuration have
+    /// longer logs than a newcomer who does not know of the end. Either lasts for ever, unless they tell each other (pitfalls P9
+    /// and P10; TiKV's raft-rs does the same within its vote messages).
+    fn tell_committed(&mut self, to: MemberId) {
+        let index = self.commit_to_tell();
+        if let Some(term) = self.log.term_at(index)
+            && !Mutant::CommitIsKeptSecret.active()
+        {
+            let position = LogPosition { term, index };
+            self.send(to, Body::Committed { position });
+        }
+    }
+
+    /// A leader knows better, and a log that is being replaced does not count.
+    fn on_committed(&mut self, position: LogPosition) {
+        let news = position.index > self.commit && self.log.contains(position);
+        if news && self.role != Role::Leader && self.installing.is_none() {
+            Mark::CommitHeardWhileStanding.hit();
+            self.commit_to(position.index);
+        }
     }
 
     fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
         // A grant changes nothing here, not even a deadline (pitfall P4). A learner answers: it may have been promoted
         // without knowing (pitfall P9).
-        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.measure());
+        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.log.last());
         let reply_term = if granted { term } else { self.term };
         self.send_at(from, reply_term, Body::PreVoteReply { granted });
+        if !granted {
+            self.tell_committed(from);
+        }
     }
 
     fn on_granted_pre_vote(&mut self, from: MemberId, term: Term) {
@@ -393,7 +414,7 @@ impl Raft {
 
     fn on_vote(&mut self, from: MemberId, last: LogPosition) {
         let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none() || Mutant::VoteTwice.active();
-        let granted = free && last.up_to_date_with(self.measure());
+        let granted = free && last.up_to_date_with(self.log.last());
         if granted {
             self.vote = Some(from);
             self.reset_election_deadline();

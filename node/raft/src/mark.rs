@@ -31,6 +31,8 @@ marks! {
     QuorumLost,
     /// A member does not campaign while a committed change of the voters waits (pitfall P8).
     CampaignWaitsForChange,
+    /// A member without a leader hears from another one what is committed (pitfall P9).
+    CommitHeardWhileStanding,
     /// A transfer came to nothing in time.
     TransferTimedOut,
     /// A successor was told to stand.

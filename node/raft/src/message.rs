@@ -33,6 +33,12 @@ pub enum Body {
         /// Whether the vote would be given.
         granted: bool,
     },
+    /// "This entry is committed": between one that asked for a pre-vote and one that refused, both ways. A fact in every term,
+    /// so the term of the message does not matter.
+    Committed {
+        /// The last entry that the sender knows to be committed.
+        position: LogPosition,
+    },
     /// Request for a vote.
     Vote {
         /// End of the sender's log.

@@ -36,6 +36,8 @@ mutants! {
     VoteTwice,
     /// A member votes for a candidate whose log is behind its own.
     VoteForShorterLog,
+    /// Members without a leader do not tell each other what is committed.
+    CommitIsKeptSecret,
     /// Entries are acknowledged before they are durable (pitfall P7).
     AckBeforePersist,
     /// The write of a tail that was replaced since makes the new tail durable (pitfall P6).

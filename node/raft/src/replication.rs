@@ -221,7 +221,7 @@ impl Raft {
         }
     }
 
-    fn commit_to(&mut self, index: Index) {
+    pub(crate) fn commit_to(&mut self, index: Index) {
         if index > self.commit {
             assert!(
                 index <= self.log.last_index(),

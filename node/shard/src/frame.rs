@@ -336,6 +336,7 @@ const FORWARD: u8 = 14;
 const APPEND_STAMPED: u8 = 15;
 const HEARTBEAT_STAMPED: u8 = 16;
 const SNAPSHOT_READS: u8 = 17;
+const COMMITTED: u8 = 24;
 
 fn encode_message(message: &Message, out: &mut BytesMut) {
     out.put_u64_le(message.group.0);
@@ -350,6 +351,10 @@ fn encode_message(message: &Message, out: &mut BytesMut) {
         Body::PreVoteReply { granted } => {
             out.put_u8(PRE_VOTE_REPLY);
             out.put_u8(u8::from(*granted));
+        }
+        Body::Committed { position } => {
+            out.put_u8(COMMITTED);
+            codec::encode_position(*position, out);
         }
         Body::Vote { last, transfer } => {
             out.put_u8(VOTE);
@@ -454,6 +459,9 @@ fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
         },
         PRE_VOTE_REPLY => Body::PreVoteReply {
             granted: get_bool(buf)?,
+        },
+        COMMITTED => Body::Committed {
+            position: codec::decode_position(buf)?,
         },
         VOTE => Body::Vote {
             last: codec::decode_position(buf)?,

@@ -135,6 +135,7 @@ fn body() -> impl Strategy<Value = Body> {
     prop_oneof![
         position().prop_map(|last| Body::PreVote { last }),
         any::<bool>().prop_map(|granted| Body::PreVoteReply { granted }),
+        position().prop_map(|position| Body::Committed { position }),
         (position(), any::<bool>()).prop_map(|(last, transfer)| Body::Vote { last, transfer }),
         any::<bool>().prop_map(|granted| Body::VoteReply { granted }),
         (position(), vec(entry(), 0..6), any::<u64>()).prop_map(|(prev, entries, commit)| Body::Append {

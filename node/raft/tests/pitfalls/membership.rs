@@ -1,7 +1,7 @@
 //! Changes of the configuration: P8 to P12.
 
 use crate::help::{lone, message, position};
-use crate::kit::{Disk, ELECTION, Net, id};
+use crate::kit::{Disk, ELECTION, HEARTBEAT, Net, id};
 use althing_raft::PROMOTE_LAG_MAX;
 use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
 use althing_raft::ids::{Index, MemberId, Now, Term};
@@ -219,4 +219,35 @@ fn a_member_of_no_configuration_keeps_quiet() {
     assert_eq!(net.raft(7).view().soft.role, Role::Learner);
     assert_eq!(net.raft(7).next_deadline(), None);
     let _: MemberId = id(7);
+}
+
+#[test]
+fn p9_a_promoted_member_that_does_not_know_and_has_the_longer_log_hears_of_its_vote() {
+    let mut net = Net::new(1);
+    net.elect(1);
+    net.add(2, Disk::default());
+    net.change(id(1), ConfigStep::AddLearner(id(2)));
+    net.run(HEARTBEAT * 3);
+    net.instant_disk = false;
+    net.change(id(1), ConfigStep::Promote(id(2)));
+    net.persist(id(1), 1);
+    // The leader alone has committed the promotion, and tells nobody before it will remember that itself.
+    net.propose(id(1), "only at the promoted member");
+    while !net.mail.is_empty() {
+        net.deliver_one(0);
+        net.persist(id(2), 99);
+    }
+    net.persist(id(1), 1);
+    net.mail.clear();
+    let voters = |net: &Net, member| net.raft(member).view().soft.config.voters.len();
+    assert_eq!((voters(&net, 1), voters(&net, 2)), (2, 1));
+    // What it had sent before it had written it is lost here, and not there.
+    net.crash(id(1));
+    net.instant_disk = true;
+    net.boot(id(1));
+    assert!(net.raft(2).view().last.index > net.raft(1).view().last.index);
+    net.run(ELECTION * 6);
+    assert_eq!(net.leader(), Some(id(2)));
+    assert_eq!((voters(&net, 1), voters(&net, 2)), (2, 2));
+    assert_eq!(net.commands(1), ["only at the promoted member"]);
 }

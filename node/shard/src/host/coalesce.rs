@@ -34,6 +34,7 @@ impl Says {
             }),
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
+            | Body::Committed { .. }
             | Body::Vote { .. }
             | Body::VoteReply { .. }
             | Body::Append { .. }

@@ -409,6 +409,7 @@ impl Host {
             Body::Snapshot { .. } => false,
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
+            | Body::Committed { .. }
             | Body::Vote { .. }
             | Body::VoteReply { .. }
             | Body::Append { .. }

@@ -61,6 +61,7 @@ pub(crate) fn describe(message: &Message) -> String {
         Body::Snapshot { meta } => format!("Snapshot {}", meta.position.index),
         Body::PreVote { .. }
         | Body::PreVoteReply { .. }
+        | Body::Committed { .. }
         | Body::Vote { .. }
         | Body::VoteReply { .. }
         | Body::AppendAccepted { .. }

@@ -346,6 +346,7 @@ impl Watch {
             Body::VoteReply { granted: false }
             | Body::PreVote { .. }
             | Body::PreVoteReply { .. }
+            | Body::Committed { .. }
             | Body::Append { .. }
             | Body::AppendRejected { .. }
             | Body::Heartbeat { .. }
