@@ -1,5 +1,10 @@
 //! Read leases on real processes: who answers without a message, what a dead responder costs, and what is served without a
 //! quorum.
+#![allow(
+    clippy::unwrap_used,
+    clippy::disallowed_methods,
+    reason = "a failed unwrap is the failure of the test, and tests wait in real time"
+)]
 
 mod support;
 

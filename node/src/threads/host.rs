@@ -160,7 +160,13 @@ fn is_urgent(body: &Body) -> bool {
         | Body::TimeoutNow
         | Body::ReadIndex { .. }
         | Body::ReadIndexReply { .. }
-        | Body::Forward { .. } => true,
+        | Body::Forward { .. }
+        | Body::Committed { .. }
+        | Body::Roster { .. }
+        | Body::LeaseRequest { .. }
+        | Body::LeaseGrant { .. }
+        | Body::Revoke { .. }
+        | Body::Revoked { .. } => true,
     }
 }
 

@@ -82,6 +82,7 @@ impl LeaseWatch {
             | Body::HeartbeatReply { stamp: None, .. }
             | Body::PreVote { .. }
             | Body::PreVoteReply { .. }
+            | Body::Committed { .. }
             | Body::Vote { .. }
             | Body::VoteReply { .. }
             | Body::Append { .. }
@@ -226,7 +227,8 @@ impl LeaseWatch {
                 let promise = seen.lease.promises.iter().find(|promise| promise.peer == holder.member);
                 let kept = promise.is_some_and(|promise| promise.ballot == grant.ballot && promise.until > now);
                 let quarantined = seen.lease.quarantine.is_some_and(|until| until > now);
-                if !kept && !(quarantined && seen.lease.adopted <= grant.ballot) {
+                let excused = quarantined && seen.lease.adopted <= grant.ballot;
+                if !kept && !excused {
                     broken.push(format!(
                         "I3: {} counts a promise of {} for {}, which is not bound",
                         holder.member, grant.peer, grant.ballot

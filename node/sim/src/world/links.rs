@@ -14,7 +14,7 @@ use bytes::Bytes;
 impl World {
     pub(super) fn send(&mut self, number: usize, to: MemberId, messages: &[Message]) {
         for message in messages {
-            self.watch.sent(self.now, message);
+            self.watch.sent(self.now, message, self.conditions.leases.is_some());
             let local = self.machines[number].clock.local(self.now);
             if let Some(text) = self.leases.sent(message, local) {
                 self.lease_broken(text);

@@ -2,9 +2,10 @@
 
 use super::conditions::Conditions;
 use crate::rng::Rng;
-use althing_raft::entry::{Entry, HardState, SnapshotMeta};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
+use althing_raft::entry::{Entry, HardState, LeaseState, SnapshotMeta};
+use althing_raft::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{Config, RequestId, Start};
+use althing_raft::roster::Ballot;
 use althing_shard::envelope::BootNonce;
 use althing_shard::{GroupStart, Host, HostConfig, Item, WriteToken};
 use althing_store::snapshot::Import;
@@ -16,6 +17,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// The one group of a run.
 pub(crate) const GROUP: GroupId = GroupId::FIRST_SHARD;
@@ -26,6 +28,15 @@ const QUIET_STATE: HardState = HardState {
     term: Term(3),
     vote: Some(MemberId(1)),
     commit: Index::ZERO,
+    lease: LeaseState {
+        incarnation: 0,
+        adopted: Ballot {
+            term: Term(0),
+            epoch: Epoch(0),
+        },
+        promise_max: Duration::ZERO,
+        config: Index::ZERO,
+    },
 };
 
 /// A machine and its volumes.

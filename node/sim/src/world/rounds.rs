@@ -10,8 +10,8 @@ use std::collections::{BTreeMap, BTreeSet};
 /// has other reasons to be sure.
 #[derive(Debug, Default)]
 pub(crate) struct Rounds {
-    /// When a question reached a leader: by leader, asker and token.
-    asked: BTreeMap<(MemberId, MemberId, u64), u64>,
+    /// When a question reached a leader, and in which term it was asked: by leader, asker and token.
+    asked: BTreeMap<(MemberId, MemberId, u64), (u64, Term)>,
     /// When a round was first sent: by leader, term and round.
     sent: BTreeMap<(MemberId, Term, u64), u64>,
     /// The newest round that a peer's answer to this leader confirms.
@@ -22,16 +22,16 @@ impl Rounds {
     pub(crate) fn received(&mut self, now: u64, message: &Message) {
         let (from, to) = (message.from, message.to);
         if let Body::ReadIndex { request } = message.body {
-            self.asked.entry((to, from, request)).or_insert(now);
+            self.asked.entry((to, from, request)).or_insert((now, message.term));
         }
-        if let Body::HeartbeatReply { round } = message.body {
+        if let Body::HeartbeatReply { round, .. } = message.body {
             let newest = self.confirmed.entry((to, message.term, from)).or_default();
             *newest = round.max(*newest);
         }
     }
 
     /// Whether a message may leave under one of these configurations. A leader answers a question only when a majority has
-    /// confirmed a round that began after it was asked (Raft thesis, section 6.4).
+    /// confirmed a round that began after it was asked (Raft thesis, section 6.4). By asking in the leader's term, the asker has.
     pub(crate) fn may_send<'a>(
         &mut self,
         now: u64,
@@ -49,12 +49,13 @@ impl Rounds {
         else {
             return true;
         };
-        let Some(&asked) = self.asked.get(&(from, message.to, request)) else {
+        let Some(&(asked, asked_in)) = self.asked.get(&(from, message.to, request)) else {
             return false;
         };
         let confirms = |voter: MemberId| {
             let round = self.confirmed.get(&(from, term, voter)).copied().unwrap_or_default();
-            voter == from || self.sent.get(&(from, term, round)).is_some_and(|began| *began >= asked)
+            let witness = voter == message.to && asked_in == term;
+            voter == from || witness || self.sent.get(&(from, term, round)).is_some_and(|began| *began >= asked)
         };
         let majority =
             |voters: &BTreeSet<MemberId>| 2 * voters.iter().filter(|voter| confirms(**voter)).count() > voters.len();
