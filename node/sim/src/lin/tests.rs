@@ -355,7 +355,7 @@ fn a_read_may_say_an_older_revision_only_where_revisions_are_of_keys_and_never_a
             true,
         ),
         ("c1 0-1 put k a = 2\nc1 2-3 put k b = 3\nc2 4-5 get k = a/2/1 @2", false),
-        ("c1 0-1 put k a = 2\nc2 2-3 get k absent @1", false),
+        ("c1 0-1 put k a = 2\nc2 2-3 get k = - @1", false),
     ];
     for (text, passes) in table {
         assert_eq!(check(&parse(text), of_keys).passed(), passes, "{text}");
