@@ -445,8 +445,9 @@ impl Raft {
             }
             self.out.apply.extend(entries);
             if self.role == Role::Leader {
-                // A smaller configuration may need fewer copies.
+                // A smaller configuration may need fewer copies, and fewer members to confirm a round.
                 self.advance_commit();
+                self.confirm_rounds();
             }
         }
     }

@@ -3,6 +3,7 @@
 use crate::help::message;
 use crate::kit;
 use crate::kit::{ELECTION, Net, id};
+use althing_raft::entry::ConfigStep;
 use althing_raft::ids::Index;
 use althing_raft::io::{DropReason, Input, RequestId, Role};
 use althing_raft::message::Body;
@@ -164,7 +165,7 @@ fn messages_of_a_followers_read(members: u64) -> usize {
     net.propose(id(1), "known");
     net.run(kit::HEARTBEAT * 2);
     net.mail.clear();
-    net.step(id(2), Input::ReadIndex(RequestId(1)));
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
     let mut delivered = 0;
     while net.nodes[&id(2)].reads.is_empty() {
         net.deliver_one(0);
@@ -210,4 +211,21 @@ fn a_leader_that_was_replaced_answers_no_follower_of_the_new_term_and_no_learner
     let term = net.raft(1).view().soft.term.0;
     net.step(id(1), message(9, 1, term, Body::ReadIndex { request: 1 }));
     assert_eq!(told(&net), 0);
+}
+
+#[test]
+fn rounds_that_waited_for_members_who_have_left_are_confirmed_by_those_who_stay() {
+    let mut net = Net::new(2);
+    net.elect(1);
+    net.change(id(1), ConfigStep::Remove(id(2)));
+    // The change commits while as many rounds are open as may be; then nobody is left to confirm them.
+    for request in 1..=6 {
+        net.step(id(1), Input::Read(vec![(RequestId(request), Footprint::All)]));
+    }
+    net.mail
+        .retain(|message| !matches!(message.body, Body::Heartbeat { .. }));
+    net.settle();
+    assert_eq!(net.raft(1).view().soft.config.voters, [id(1)].into());
+    net.step(id(1), Input::Read(vec![(RequestId(7), Footprint::All)]));
+    assert_eq!(net.nodes[&id(1)].reads.len(), 7);
 }
