@@ -336,7 +336,7 @@ const FORWARD: u8 = 14;
 const APPEND_STAMPED: u8 = 15;
 const HEARTBEAT_STAMPED: u8 = 16;
 const SNAPSHOT_READS: u8 = 17;
-const COMMITTED: u8 = 24;
+const COMMITTED: u8 = 18;
 
 fn encode_message(message: &Message, out: &mut BytesMut) {
     out.put_u64_le(message.group.0);

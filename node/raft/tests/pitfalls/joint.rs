@@ -337,7 +337,7 @@ fn p12_a_newcomer_is_not_locked_out_by_longer_logs_of_those_who_left() {
     // The newcomer gets the end of the joint configuration, and its acknowledgement takes a while.
     let mut held = Vec::new();
     for _ in 0..1_000 {
-        let acknowledges = |message: &Message| matches!(message.body, Body::AppendAccepted { last } if last >= end);
+        let acknowledges = |message: &Message| matches!(message.body, Body::AppendAccepted { last, .. } if last >= end);
         let (late, rest) = std::mem::take(&mut net.mail)
             .into_iter()
             .partition::<Vec<_>, _>(|message| message.from == id(4) && acknowledges(message));
