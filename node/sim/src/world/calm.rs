@@ -145,7 +145,9 @@ impl World {
                 return Err(format!("{} owes answers to {:?}", machine.member, process.open));
             }
         }
-        if view.raft.lease.reads.spec.mode == ReadMode::RosterLease
+        // Under clocks beyond the bound a promise can be over before its holder has asked for the next one.
+        if !self.conditions.wild()
+            && view.raft.lease.reads.spec.mode == ReadMode::RosterLease
             && view.raft.lease.reads.spec.responders == Responders::All
             && let Some(closed) = self.machines.iter().find(|machine| {
                 let seen = machine.process.as_ref().and_then(|process| process.host.view(GROUP));

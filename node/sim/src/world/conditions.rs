@@ -361,7 +361,7 @@ impl Conditions {
                 crash: rng.between(1, 10),
                 crash_all: maybe(rng, 300, 1, 3),
                 install_crash: maybe(rng, 300, 1, 8),
-                stray_snapshot: maybe(rng, 300, 1, 8),
+                stray_snapshot: maybe(rng, 500, 1, 20),
                 storm: maybe(rng, 300, 1, 5),
                 pause: maybe(rng, 500, 1, 8),
                 split: maybe(rng, 600, 1, 8),

@@ -119,7 +119,8 @@ impl World {
             &[to.0, parcel.meta.position.index.0],
             || format!("{:?} to {to}", parcel.meta.position),
         );
-        let delay = 10 * self.net.draw_delay();
+        // A stray one may be the end of a stream, and overtake what its leader says meanwhile.
+        let delay = if stray { 1 } else { 10 } * self.net.draw_delay();
         let lost = target.is_none_or(|target| self.net.send(number, target, true).is_empty());
         let todo = |parcel, again| Todo::Snapshot {
             from: number,
