@@ -25,7 +25,7 @@ pub enum Kind {
 pub type Metric = (&'static str, Kind);
 
 /// What a member exports.
-pub const MEMBER_METRICS: [Metric; 31] = [
+pub const MEMBER_METRICS: [Metric; 32] = [
     ("althing_member_info", Kind::Gauge),
     ("althing_raft_leader", Kind::Gauge),
     ("althing_raft_has_leader", Kind::Gauge),
@@ -52,6 +52,7 @@ pub const MEMBER_METRICS: [Metric; 31] = [
     ("althing_store_keys", Kind::Gauge),
     ("althing_store_revision", Kind::Gauge),
     ("althing_peer_sent_bytes", Kind::Counter),
+    ("althing_peer_sent_messages", Kind::Counter),
     ("althing_peer_received_bytes", Kind::Counter),
     ("althing_peer_connected", Kind::Gauge),
     ("process_resident_memory_bytes", Kind::Gauge),

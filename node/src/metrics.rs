@@ -199,6 +199,8 @@ metrics! {
     store_revision: Family<Keyspace, Gauge> = Family::default(), "althing_store_revision", "Current revision of a keyspace";
     /// Bytes sent.
     peer_sent: Family<Peer, Counter> = Family::default(), "althing_peer_sent_bytes", "Bytes sent to a peer";
+    /// Messages sent.
+    peer_messages: Family<Peer, Counter> = Family::default(), "althing_peer_sent_messages", "Messages of all shards sent to a peer";
     /// Bytes received.
     peer_received: Family<Peer, Counter> = Family::default(), "althing_peer_received_bytes", "Bytes received from a peer";
     /// 1 if connected.
@@ -223,6 +225,7 @@ impl Metrics {
     pub fn forget_peer(&self, peer: &str) {
         let labels = Peer { peer: peer.to_owned() };
         self.peer_sent.remove(&labels);
+        self.peer_messages.remove(&labels);
         self.peer_received.remove(&labels);
         self.peer_connected.remove(&labels);
     }

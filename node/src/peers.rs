@@ -220,6 +220,7 @@ async fn stream(
     messages: &mut mpsc::Receiver<Vec<Message>>,
 ) -> Result<(), WireError> {
     let sent = shared.metrics.peer_sent.get_or_create_owned(&label(peer));
+    let sent_messages = shared.metrics.peer_messages.get_or_create_owned(&label(peer));
     let (mut reader, mut writer) = socket.split();
     loop {
         tokio::select! {
@@ -237,6 +238,7 @@ async fn stream(
                     writer.write_all(&frame).await?;
                     sent.inc_by(frame.len() as u64);
                 }
+                sent_messages.inc_by((turn.len() - too_long) as u64);
             }
             // The receiver speaks only to say goodbye; reading also notices a closed connection.
             said = read_frame(&mut reader) => {
