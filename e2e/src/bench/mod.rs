@@ -10,6 +10,8 @@ pub mod chart;
 mod cluster;
 mod http;
 pub mod plan;
+#[cfg(feature = "workload")]
+pub mod reads;
 pub mod report;
 pub mod tool;
 pub mod usage;

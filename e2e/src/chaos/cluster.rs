@@ -40,9 +40,9 @@ const CLUSTER: &str = "00000000000000c1";
 
 /// A running cluster.
 #[derive(Debug)]
-pub(super) struct Cluster {
-    pub(super) members: Vec<Member>,
-    pub(super) network: Network,
+pub(crate) struct Cluster {
+    pub(crate) members: Vec<Member>,
+    pub(crate) network: Network,
     pub(super) common: Common,
     admins: Vec<AdminClient>,
     /// Last: what uses it goes first.
@@ -51,7 +51,7 @@ pub(super) struct Cluster {
 
 impl Cluster {
     /// Starts so many members and has them found a cluster. `folder` will hold all that is theirs.
-    pub(super) fn start(program: &Path, count: usize, folder: &Path, abilities: Abilities) -> Result<Self> {
+    pub(crate) fn start(program: &Path, count: usize, folder: &Path, abilities: Abilities) -> Result<Self> {
         if !MEMBERS.contains(&count) {
             return Err(Error::refused(
                 format!("{count} members survive nothing, or are more than there are addresses for"),
@@ -174,12 +174,12 @@ impl Cluster {
         }
     }
 
-    pub(super) fn all(&self) -> impl Iterator<Item = MemberIndex> + use<> {
+    pub(crate) fn all(&self) -> impl Iterator<Item = MemberIndex> + use<> {
         (0..self.members.len()).map(MemberIndex)
     }
 
     /// Who leads in the newest term, among those that answer.
-    pub(super) fn leader(&self) -> Option<MemberIndex> {
+    pub(crate) fn leader(&self) -> Option<MemberIndex> {
         self.all()
             .filter_map(|member| {
                 let status = self.look(member)?;
@@ -191,7 +191,7 @@ impl Cluster {
     }
 
     /// Who is meant right now.
-    pub(super) fn resolve(&self, who: Who) -> MemberIndex {
+    pub(crate) fn resolve(&self, who: Who) -> MemberIndex {
         let leader = self.leader().unwrap_or(MemberIndex(0));
         match who {
             Who::Leader => leader,
@@ -200,7 +200,7 @@ impl Cluster {
     }
 
     /// Starts a member that does not run.
-    pub(super) fn start_member(&mut self, member: MemberIndex) -> Result<()> {
+    pub(crate) fn start_member(&mut self, member: MemberIndex) -> Result<()> {
         self.members[member.0].start(&self.common)
     }
 
@@ -209,7 +209,7 @@ impl Cluster {
     ///
     /// # Errors
     /// If one does not come back, or holds something else.
-    pub(super) fn agree(&mut self, now: Duration) -> std::result::Result<i64, String> {
+    pub(crate) fn agree(&mut self, now: Duration) -> std::result::Result<i64, String> {
         for member in self.all() {
             let serves = wait_until("every member serves again", PATIENCE, || {
                 let state = &mut self.members[member.0];

@@ -40,17 +40,17 @@ pub(super) struct Common {
 
 /// One member.
 #[derive(Debug)]
-pub(super) struct Member {
-    pub(super) name: String,
+pub(crate) struct Member {
+    pub(crate) name: String,
     host: Ipv4Addr,
     proxy: Ipv4Addr,
     folder: PathBuf,
     /// Parts per million that its clock runs too fast, from its next start on.
-    pub(super) ppm: i32,
+    pub(crate) ppm: i32,
     /// Until when its volume is full, or has been so a moment ago.
-    pub(super) disk_full_until: Duration,
+    pub(crate) disk_full_until: Duration,
     process: Option<Child>,
-    pub(super) exits: Vec<Exit>,
+    pub(crate) exits: Vec<Exit>,
 }
 
 impl Drop for Member {
@@ -61,7 +61,7 @@ impl Drop for Member {
 
 impl Member {
     /// Not yet started; everything of it lies below `folder`.
-    pub(super) fn new(name: String, host: Ipv4Addr, proxy: Ipv4Addr, folder: PathBuf) -> Result<Self> {
+    pub(crate) fn new(name: String, host: Ipv4Addr, proxy: Ipv4Addr, folder: PathBuf) -> Result<Self> {
         let member = Self {
             name,
             host,
@@ -77,11 +77,11 @@ impl Member {
         Ok(member)
     }
 
-    pub(super) fn volume(&self) -> PathBuf {
+    pub(crate) fn volume(&self) -> PathBuf {
         self.folder.join("volume")
     }
 
-    pub(super) fn log(&self) -> PathBuf {
+    pub(crate) fn log(&self) -> PathBuf {
         self.folder.join("log")
     }
 
@@ -92,15 +92,19 @@ impl Member {
         }
     }
 
-    pub(super) fn client_url(&self) -> String {
+    pub(crate) fn client_url(&self) -> String {
         format!("http://{}:2379", self.host)
     }
 
-    pub(super) fn admin_url(&self) -> String {
-        format!("http://{}:2381", self.host)
+    pub(crate) fn admin_addr(&self) -> SocketAddr {
+        SocketAddr::from((self.host, 2381))
     }
 
-    pub(super) fn is_running(&self) -> bool {
+    pub(crate) fn admin_url(&self) -> String {
+        format!("http://{}", self.admin_addr())
+    }
+
+    pub(crate) fn is_running(&self) -> bool {
         self.process.is_some()
     }
 
@@ -153,7 +157,7 @@ impl Member {
     }
 
     /// kill -9; returns when it is gone.
-    pub(super) fn kill(&mut self) -> Result<()> {
+    pub(crate) fn kill(&mut self) -> Result<()> {
         let Some(mut process) = self.process.take() else {
             return Ok(());
         };
@@ -165,7 +169,7 @@ impl Member {
     }
 
     /// SIGSTOP, or SIGCONT; nothing if it does not run.
-    pub(super) fn signal(&self, signal: Signal) -> Result<()> {
+    pub(crate) fn signal(&self, signal: Signal) -> Result<()> {
         let Some(process) = &self.process else {
             return Ok(());
         };
@@ -174,7 +178,7 @@ impl Member {
     }
 
     /// Whether it has just ended by itself, which is noted.
-    pub(super) fn has_ended(&mut self, at: Duration) -> Result<bool> {
+    pub(crate) fn has_ended(&mut self, at: Duration) -> Result<bool> {
         let Some(process) = &mut self.process else {
             return Ok(false);
         };
@@ -194,7 +198,7 @@ impl Member {
     }
 
     /// An error with the end of its log.
-    pub(super) fn died(&self) -> Error {
+    pub(crate) fn died(&self) -> Error {
         let text = fs::read_to_string(self.log()).unwrap_or_default();
         Error::Died {
             name: self.name.clone(),
@@ -204,7 +208,7 @@ impl Member {
     }
 
     /// Lines of its log that say that the program found itself in the wrong.
-    pub(super) fn panics(&self) -> Vec<String> {
+    pub(crate) fn panics(&self) -> Vec<String> {
         let bytes = fs::read(self.log()).unwrap_or_default();
         let text = String::from_utf8_lossy(&bytes);
         let mut lines = text.lines();
@@ -220,7 +224,7 @@ impl Member {
 }
 
 /// Copies a folder and all below it.
-pub(super) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
+pub(crate) fn copy_folder(from: &Path, to: &Path) -> Result<()> {
     fs::create_dir_all(to).map_err(Error::io("create", to))?;
     for entry in fs::read_dir(from).map_err(Error::io("read", from))? {
         let entry = entry.map_err(Error::io("read", from))?;

@@ -6,9 +6,9 @@
 //! hold the same in the end, whether one found itself in the wrong, and what each kind of fault cost.
 
 mod clock;
-mod cluster;
+pub(crate) mod cluster;
 pub mod fault;
-mod member;
+pub(crate) mod member;
 mod nemesis;
 pub mod plan;
 pub mod proxy;

@@ -13,12 +13,12 @@ use althing_sim::history::Expect;
 use althing_sim::{ClientId, Op, Outcome, Reply, Seen};
 use bytes::Bytes;
 use tokio::sync::watch;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
 use tonic::transport::{Channel, Endpoint};
 use tonic::{Code, Status};
 
 use super::operation::{self, Kind};
-use super::{Attach, Go, Log, OPERATIONS_MAX, Plan, Reads};
+use super::{Attach, Go, Log, Mix, OPERATIONS_MAX, Orders, Plan, Reads};
 
 /// What values are filled up with; no value that clients make ends with it.
 const FILLER: char = '.';
@@ -45,26 +45,33 @@ impl Client {
         }
     }
 
-    pub(super) async fn run(mut self, told: watch::Receiver<Go>) {
-        let mut ticks = interval(self.plan.period);
+    pub(super) async fn run(mut self, told: watch::Receiver<Orders>) {
+        // Evenly over a period: requests that all come at one moment wait for each other and not for members.
+        let first = self.plan.period * self.id.0 / self.plan.clients.max(1);
+        let mut ticks = interval_at(Instant::now() + first, self.plan.period);
         // After an outage the rate goes on; what was missed is not made up for in a burst.
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         for number in 0..OPERATIONS_MAX {
             ticks.tick().await;
-            if *told.borrow() != Go::On {
+            let Orders { go, mix } = *told.borrow();
+            if go != Go::On {
                 break;
             }
+            let Some(kind) = operation::kind(mix, &self.plan, self.id, number) else {
+                continue;
+            };
             // Connecting is no operation: a request that never left has no place in the history.
             if self.connection.connect().await.is_ok() {
-                self.operate(number).await;
+                self.operate(mix, kind, number).await;
             }
         }
     }
 
-    async fn operate(&mut self, number: u32) {
-        let key = operation::key(&self.plan, &self.prefix, self.id, number, self.log.begun.elapsed());
+    async fn operate(&mut self, mix: Mix, kind: Kind, number: u32) {
+        let elapsed = self.log.begun.elapsed();
+        let key = operation::key(mix, &self.plan, &self.prefix, self.id, number, elapsed);
         let value = format!("{}-{number}", self.id);
-        let op = match operation::kind(self.plan.mix, self.id, number) {
+        let op = match kind {
             Kind::Get => Op::Get { key },
             Kind::Put => Op::Put { key, value },
             Kind::Delete => Op::Delete { key },

@@ -63,6 +63,15 @@ pub enum Mix {
     PutsAndGets,
     /// Of ten: four puts, three gets, one delete, two compare-and-swaps.
     Everything,
+    /// Puts until every key has been written once, then nothing. Only to begin with.
+    Fill,
+    /// Gets, and so many puts in a thousand requests, of any keys.
+    Reads {
+        /// Puts in a thousand requests.
+        writes_per_mille: u16,
+    },
+    /// No requests.
+    Nothing,
 }
 
 /// How clients read. What they record is a linearizable read in both cases.
@@ -103,6 +112,12 @@ impl Plan {
 
 /// What clients are told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Orders {
+    go: Go,
+    mix: Mix,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Go {
     /// Go on.
     On,
@@ -115,7 +130,7 @@ enum Go {
 /// A running workload.
 #[derive(Debug)]
 pub struct Workload {
-    stop: watch::Sender<Go>,
+    orders: watch::Sender<Orders>,
     log: Log,
     runner: JoinHandle<Result<Summary>>,
 }
@@ -136,11 +151,14 @@ impl Workload {
             .enable_all()
             .build()
             .map_err(Error::io("start", "a runtime for the workload"))?;
-        let (stop, told) = watch::channel(Go::On);
+        let (orders, told) = watch::channel(Orders {
+            go: Go::On,
+            mix: plan.mix,
+        });
         let log = Log::new();
         let clients = log.clone();
         let runner = std::thread::spawn(move || runtime.block_on(run(plan, clients, told)));
-        Ok(Self { stop, log, runner })
+        Ok(Self { orders, log, runner })
     }
 
     /// Returns when `count` more writes have been acknowledged than at the time of the call: the way for a test to say
@@ -165,6 +183,11 @@ impl Workload {
         self.log.begun.elapsed()
     }
 
+    /// What clients ask for from their next request on.
+    pub fn ask_for(&self, mix: Mix) {
+        self.orders.send_modify(|orders| orders.mix = mix);
+    }
+
     /// Stops the clients, waits for their last answers, reads every key, and returns what they saw.
     ///
     /// # Errors
@@ -182,7 +205,7 @@ impl Workload {
     }
 
     fn end(self, how: Go) -> Result<Summary> {
-        self.stop.send_replace(how);
+        self.orders.send_modify(|orders| orders.go = how);
         self.runner
             .join()
             .unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -239,7 +262,7 @@ impl Log {
     }
 }
 
-async fn run(plan: Plan, log: Log, told: watch::Receiver<Go>) -> Result<Summary> {
+async fn run(plan: Plan, log: Log, told: watch::Receiver<Orders>) -> Result<Summary> {
     // Keys of this run alone: the judge starts from keys that do not exist.
     let run = std::time::SystemTime::now()
         .duration_since(std::time::UNIX_EPOCH)
@@ -259,7 +282,7 @@ async fn run(plan: Plan, log: Log, told: watch::Receiver<Go>) -> Result<Summary>
     }
     let history = log.record(|recorder, now| std::mem::take(recorder).finish(now));
     let keys: BTreeSet<&str> = history.events.iter().map(|event| event.op.key()).collect();
-    let how = *told.borrow();
+    let how = told.borrow().go;
     let last_seen = match how {
         Go::On | Go::StopAndLook => Some(read_all(&plan, &keys).await?),
         Go::Stop => None,

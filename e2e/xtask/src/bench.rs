@@ -19,6 +19,31 @@ const FOLDER: &str = "docs/bench";
 pub(crate) enum Task {
     /// Three members of Althing and three of etcd side by side, driven by etcd's own `benchmark`.
     Etcd(Etcd),
+    /// The three ways to answer linearizable reads side by side, at five emulated sites.
+    Reads(Reads),
+}
+
+/// What to run; the harness knows what it means and checks it.
+#[derive(Args)]
+pub(crate) struct Reads {
+    /// Times that every mode has its turn.
+    #[arg(long, default_value_t = 2)]
+    rounds: usize,
+    /// Seconds of each turn.
+    #[arg(long, default_value_t = 12)]
+    seconds: u64,
+    /// Puts in a thousand requests; the rest are gets.
+    #[arg(long, default_value_t = 10)]
+    writes_per_mille: u16,
+    /// Times that a responder is killed, and that rosters change and change back.
+    #[arg(long, default_value_t = 3)]
+    trials: usize,
+    /// A built althing-node, instead of building one.
+    #[arg(long)]
+    node: Option<PathBuf>,
+    /// Where to write reads.json and reads.svg [default: docs/bench of the checkout].
+    #[arg(long)]
+    out: Option<PathBuf>,
 }
 
 #[derive(Args)]
@@ -46,7 +71,28 @@ pub(crate) struct Etcd {
 pub(crate) fn run(task: Task) -> Result<()> {
     match task {
         Task::Etcd(args) => etcd(args),
+        Task::Reads(args) => reads(args),
     }
+}
+
+/// Clients are not built into xtask: another program has them.
+fn reads(args: Reads) -> Result<()> {
+    let node = args.node.map_or_else(build_node, Ok)?;
+    let out = args.out.unwrap_or_else(|| paths::checkout().join(FOLDER));
+    let mut command = Command::new("cargo");
+    command
+        .args(["run", "--quiet", "--locked", "--release"])
+        .args(["--package", "althing-e2e", "--bin", "bench-reads", "--"])
+        .arg("--node")
+        .arg(node)
+        .arg("--out")
+        .arg(out)
+        .args(["--rounds", &args.rounds.to_string()])
+        .args(["--seconds", &args.seconds.to_string()])
+        .args(["--writes-per-mille", &args.writes_per_mille.to_string()])
+        .args(["--trials", &args.trials.to_string()])
+        .current_dir(paths::checkout());
+    run_inherited(&mut command)
 }
 
 fn etcd(args: Etcd) -> Result<()> {
