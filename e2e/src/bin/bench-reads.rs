@@ -13,7 +13,7 @@ use comfy_table::{CellAlignment, Table, presets::UTF8_NO_BORDERS};
 #[derive(Parser)]
 #[command(
     name = "cargo xtask bench reads",
-    about = "The three ways to answer linearizable reads side by side, at five emulated sites"
+    about = "The ways to answer linearizable reads side by side, at five emulated sites"
 )]
 struct Cli {
     /// Times that every mode has its turn.

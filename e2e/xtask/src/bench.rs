@@ -19,7 +19,7 @@ const FOLDER: &str = "docs/bench";
 pub(crate) enum Task {
     /// Three members of Althing and three of etcd side by side, driven by etcd's own `benchmark`.
     Etcd(Etcd),
-    /// The three ways to answer linearizable reads side by side, at five emulated sites.
+    /// The ways to answer linearizable reads side by side, at five emulated sites.
     Reads(Reads),
 }
 
@@ -30,7 +30,7 @@ pub(crate) struct Reads {
     #[arg(long, default_value_t = 2)]
     rounds: usize,
     /// Seconds of each turn.
-    #[arg(long, default_value_t = 12)]
+    #[arg(long, default_value_t = 10)]
     seconds: u64,
     /// Puts in a thousand requests; the rest are gets.
     #[arg(long, default_value_t = 10)]

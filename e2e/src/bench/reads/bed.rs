@@ -87,8 +87,9 @@ impl Bed {
         drop(self.call(0, "PUT", "/v1/shards/1/reads", &request.to_string()));
     }
 
-    /// Waits until the first member leads, all know of the mode, and these hold leases.
-    pub(super) fn settled(&self, mode: Mode, holders: &[usize]) -> Result<()> {
+    /// Waits until the first member leads, all know of the mode that was asked for after `spec`, and its holders hold leases.
+    pub(super) fn settled(&self, mode: Mode, spec: u64) -> Result<()> {
+        let holders = mode.holders();
         wait_until(&format!("members read by {}", mode.name()), SETTLE_LIMIT, || {
             for site in 0..SITES {
                 let view = self.view(site)?;
@@ -96,8 +97,11 @@ impl Bed {
                 if view.leads != (site == 0) {
                     return Err(format!("{name} leads, or {} does not", sites::NAMES[0]));
                 }
-                if view.mode != mode.wire() {
-                    return Err(format!("{name} reads by {}", view.mode));
+                if view.mode != mode.wire() || view.spec <= spec {
+                    return Err(format!(
+                        "{name} reads by {}, as was asked for at {}",
+                        view.mode, view.spec
+                    ));
                 }
                 if holders.contains(&site) && !view.local {
                     return Err(format!("{name} has no lease"));
@@ -109,8 +113,9 @@ impl Bed {
 
     /// Asks for a mode and waits until all have taken it up.
     pub(super) fn switch(&self, mode: Mode) -> Result<()> {
+        let before = self.view(0).map_err(|what| refused(&what))?;
         self.ask(&mode.request());
-        self.settled(mode, &mode.holders())
+        self.settled(mode, before.spec)
     }
 
     /// Fails if another member has taken the lead: then distances are others than those that figures are told with.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use althing_sim::{ClientId, Event, History, Op};
+use althing_sim::{ClientId, Event, History, Op, Outcome, Reply};
 use serde_json::Value;
 
 use super::sites::SITES;
@@ -90,6 +90,33 @@ pub fn write_gap(history: &History, window: Window) -> Duration {
         .map(|pair| pair[1] - pair[0])
         .max()
         .unwrap_or(window.to - window.from)
+}
+
+/// For the judge: reads that began in a time in which revisions are those of keys are shown at the newest revision that anybody had
+/// seen before they began, if they said an older one. It is still asked of them that no write of their key up to that revision
+/// is missing, and that is all that they owe.
+pub fn lifted(history: &History, of_keys: &[Window]) -> History {
+    let seen = |event: &Event| Some((event.returned_ns, event.reply()?.revision()));
+    let mut answers: Vec<(u64, i64)> = history.events.iter().filter_map(seen).collect();
+    answers.sort_unstable();
+    let mut answers = answers.into_iter().peekable();
+    let mut lifted = history.clone();
+    lifted.events.sort_by_key(|event| event.invoked_ns);
+    let mut newest = 0;
+    for event in &mut lifted.events {
+        while let Some((_, revision)) = answers.next_if(|(at, _)| *at < event.invoked_ns) {
+            newest = revision.max(newest);
+        }
+        let owes_its_key_only = of_keys.iter().any(|window| window.holds(event.invoked_ns));
+        if let Outcome::Ok {
+            reply: Reply::Get { revision, .. },
+        } = &mut event.outcome
+            && owes_its_key_only
+        {
+            *revision = newest.max(*revision);
+        }
+    }
+    lifted
 }
 
 /// Sums over all members of what they count.
@@ -267,7 +294,6 @@ pub fn change(observed: &[Observed], leader: usize, responders: &[usize], spec: 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use althing_sim::{Outcome, Reply};
 
     fn ms(milliseconds: u64) -> Duration {
         Duration::from_millis(milliseconds)
@@ -342,6 +368,32 @@ mod tests {
         assert_eq!(write_gap(&history, window(20, 105)), ms(90));
         assert_eq!(write_gap(&history, window(102, 200)), ms(190));
         assert_eq!(write_gap(&history, window(400, 450)), ms(50));
+    }
+
+    #[test]
+    fn only_reads_of_the_time_are_lifted_and_only_to_what_was_seen_before_them() {
+        let get_at = |from, to, revision| {
+            let op = Op::Get { key: "k".to_owned() };
+            event(0, op, from, to, Some(Reply::Get { revision, seen: None }))
+        };
+        let events = vec![
+            get_at(0, 10, 7),
+            get_at(5, 30, 9),
+            get_at(11, 12, 3),
+            get_at(31, 32, 4),
+            get_at(40, 41, 5),
+        ];
+        let window = Window {
+            from: ms(10),
+            to: ms(40),
+        };
+        let lifted = lifted(&History { events }, &[window]);
+        let revisions: Vec<i64> = lifted
+            .events
+            .iter()
+            .map(|event| event.reply().unwrap().revision())
+            .collect();
+        assert_eq!(revisions, [7, 9, 7, 9, 5]);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The three ways to answer linearizable reads, side by side, on five members whose sites lie far apart.
+//! The ways to answer linearizable reads, side by side, on five members whose sites lie far apart.
 //!
 //! Members are real processes on this machine; what they send to each other passes a proxy that is late by the distance of their
 //! sites ([`sites`]), without a limit on how much is on its way. Clients sit at every site and ask the member there. Modes take
@@ -19,12 +19,14 @@ use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::Duration;
 
+use althing_sim::lin;
+
 use super::{Folder, filesystem};
 use crate::error::{Error, Result};
 use crate::progress::Step;
 use crate::workload::{Attach, Mix, Plan, Reads, Workload};
 use bed::Bed;
-use measure::{Samples, Traffic, Window, change, write_gap};
+use measure::{Samples, Traffic, Window, change, lifted, write_gap};
 use plan::Mode;
 use report::{Change, Judged, ModeLine, Report, Setting, Trials};
 use sites::SITES;
@@ -45,7 +47,7 @@ pub struct Options {
 }
 
 /// Nobody asks for so long in each turn, to know what members send anyway; and reads alone are asked for as long.
-const TRAFFIC: Duration = Duration::from_secs(4);
+const TRAFFIC: Duration = Duration::from_secs(3);
 /// Requests that are under way when the mix changes are over by then: above the longest way and a held read.
 const DRAIN: Duration = Duration::from_millis(800);
 /// How long writing every key once may take: some round trips for every client's share of them.
@@ -85,10 +87,18 @@ pub fn reads(options: &Options) -> Result<Report> {
     step.done();
 
     let mut windows: BTreeMap<Mode, Vec<Window>> = BTreeMap::new();
+    // Times in which reads owe the revisions of their keys only.
+    let mut of_keys = Vec::new();
+    let mut of_keys_since = None;
     let mut traffic: BTreeMap<Mode, (Traffic, Vec<Window>)> = BTreeMap::new();
     for (turn, mode) in plan::turns(options.rounds).into_iter().enumerate() {
         let step = Step::begin(format!("round {}: {}", turn / Mode::ALL.len() + 1, mode.name()));
+        let asked = run.workload.elapsed();
         run.bed.switch(mode)?;
+        of_keys.extend(of_keys_since.take().map(|from| run.since(from)));
+        if mode == Mode::RosterLeaseOfKeys {
+            of_keys_since = Some(asked);
+        }
         step.note("counting messages");
         let (seen, window) = run.traffic()?;
         let (sum, all) = traffic.entry(mode).or_default();
@@ -106,6 +116,7 @@ pub fn reads(options: &Options) -> Result<Report> {
     }
 
     run.bed.switch(Mode::RosterLease)?;
+    of_keys.extend(of_keys_since.take().map(|from| run.since(from)));
     run.workload.ask_for(Mix::Reads {
         writes_per_mille: plan::WRITES_PER_MILLE_IN_GAPS,
     });
@@ -130,7 +141,7 @@ pub fn reads(options: &Options) -> Result<Report> {
     let step = Step::begin("judging what clients saw");
     let summary = run.workload.stop()?;
     let history = &summary.history;
-    let verdict = summary.verdict();
+    let verdict = lin::check(&lifted(history, &of_keys), lin::Options::default());
     let lost = summary.lost_writes();
     let judged = Judged {
         requests: history.events.len(),
@@ -201,13 +212,15 @@ struct Run {
 }
 
 impl Run {
+    fn since(&self, from: Duration) -> Window {
+        let to = self.workload.elapsed();
+        Window { from, to }
+    }
+
     fn for_a_while(&self, length: Duration) -> Window {
         let from = self.workload.elapsed();
         sleep(length);
-        Window {
-            from,
-            to: self.workload.elapsed(),
-        }
+        self.since(from)
     }
 
     /// Clients ask for this; what is under way from before does not count.
@@ -248,10 +261,10 @@ impl Run {
         let from = self.workload.elapsed();
         self.bed.kill(plan::KILLED)?;
         sleep(plan::AWAY);
-        let to = self.workload.elapsed();
+        let window = self.since(from);
         self.bed.restart(plan::KILLED)?;
-        self.bed.settled(Mode::RosterLease, &Mode::RosterLease.holders())?;
-        Ok(Window { from, to })
+        self.bed.settled(Mode::RosterLease, 0)?;
+        Ok(window)
     }
 
     /// How long a change to these responders took, and the time around it.
@@ -276,9 +289,9 @@ impl Run {
                 Ok(())
             },
         )?;
-        let to = self.workload.elapsed();
+        let window = self.since(from);
         let took = change(&observed, 0, responders, before.spec)
             .map_err(|what| Error::refused(what, "see the members' logs"))?;
-        Ok((took, Window { from, to }))
+        Ok((took, window))
     }
 }

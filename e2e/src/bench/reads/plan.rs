@@ -33,13 +33,22 @@ pub enum Mode {
     ReadIndex,
     /// By the leader alone.
     LeaderLease,
-    /// By every member alone.
+    /// By every member alone. Revisions are etcd's: nobody has seen a newer one before. So a read waits for every write that is
+    /// under way when it comes, whatever its key.
     RosterLease,
+    /// By every member alone. What a read says of its key is linearizable, the revision beside it may be older than one that was seen
+    /// elsewhere. So a read waits for writes of its own key only.
+    RosterLeaseOfKeys,
 }
 
 impl Mode {
     /// All, in the order in which they are shown.
-    pub const ALL: [Self; 3] = [Self::ReadIndex, Self::LeaderLease, Self::RosterLease];
+    pub const ALL: [Self; 4] = [
+        Self::ReadIndex,
+        Self::LeaderLease,
+        Self::RosterLease,
+        Self::RosterLeaseOfKeys,
+    ];
 
     /// For people.
     pub const fn name(self) -> &'static str {
@@ -47,15 +56,16 @@ impl Mode {
             Self::ReadIndex => "read index",
             Self::LeaderLease => "leader lease",
             Self::RosterLease => "roster lease",
+            Self::RosterLeaseOfKeys => "roster lease, own keys",
         }
     }
 
-    /// For the admin API.
+    /// The admin API's name of it.
     pub const fn wire(self) -> &'static str {
         match self {
             Self::ReadIndex => "ReadIndex",
             Self::LeaderLease => "LeaderLease",
-            Self::RosterLease => "RosterLease",
+            Self::RosterLease | Self::RosterLeaseOfKeys => "RosterLease",
         }
     }
 
@@ -64,13 +74,17 @@ impl Mode {
         match self {
             Self::ReadIndex => Vec::new(),
             Self::LeaderLease => vec![0],
-            Self::RosterLease => (0..SITES).collect(),
+            Self::RosterLease | Self::RosterLeaseOfKeys => (0..SITES).collect(),
         }
     }
 
     /// The request that asks for it.
     pub fn request(self) -> Value {
-        json!({"mode": self.wire()})
+        match self {
+            Self::ReadIndex | Self::LeaderLease => json!({"mode": self.wire()}),
+            Self::RosterLease => json!({"mode": self.wire(), "revisions": "Current"}),
+            Self::RosterLeaseOfKeys => json!({"mode": self.wire(), "revisions": "OfKeys"}),
+        }
     }
 }
 
@@ -91,20 +105,24 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_mode_takes_a_turn_in_every_round_and_begins_one_of_three() {
-        let turns = turns(3);
-        for round in turns.chunks(3) {
+    fn every_mode_takes_a_turn_in_every_round_and_begins_one_of_four() {
+        let turns = turns(4);
+        for round in turns.chunks(4) {
             let mut sorted = round.to_vec();
             sorted.sort_unstable();
             assert_eq!(sorted, Mode::ALL);
         }
-        let first: Vec<Mode> = turns.chunks(3).map(|round| round[0]).collect();
+        let first: Vec<Mode> = turns.chunks(4).map(|round| round[0]).collect();
         assert_eq!(first, Mode::ALL);
     }
 
     #[test]
     fn requests_are_what_the_admin_api_reads() {
-        assert_eq!(Mode::LeaderLease.request().to_string(), r#"{"mode":"LeaderLease"}"#);
+        assert_eq!(Mode::LeaderLease.request(), json!({"mode": "LeaderLease"}));
+        assert_eq!(
+            Mode::RosterLeaseOfKeys.request(),
+            json!({"mode": "RosterLease", "revisions": "OfKeys"})
+        );
         assert_eq!(
             responders_only(&["aa".to_owned(), "bb".to_owned()]),
             json!({"mode": "RosterLease", "ranges": [{"start": "", "members": ["aa", "bb"]}]})
