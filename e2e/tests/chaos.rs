@@ -39,6 +39,7 @@ fn only(members: usize, fault: Fault, begun: u64, ended: u64, reads: Reads) -> R
     let seconds = Duration::from_secs;
     let options = Options {
         program: program(),
+        flags: Vec::new(),
         members,
         plan: FaultPlan {
             faults: vec![Planned {

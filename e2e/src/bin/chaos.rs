@@ -29,6 +29,9 @@ struct Cli {
     /// Seed of the faults, decimal or 0x...; drawn if it is not given.
     #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
+    /// Flag for every member, as --read-mode=roster-lease; may be given several times.
+    #[arg(long = "member-flag", value_name = "FLAG", allow_hyphen_values = true)]
+    member_flags: Vec<String>,
     /// No file system for each member, hence no full disk. Also so without root.
     #[arg(long)]
     without_volumes: bool,
@@ -76,7 +79,8 @@ fn run(cli: Cli) -> althing_e2e::Result<ExitCode> {
         None => chaos::build_node(&cli.profile)?,
     };
     let seed = cli.seed.unwrap_or_else(random_seed);
-    let options = Options::drawn(program, cli.nodes, Duration::from_secs(cli.seconds), seed, abilities);
+    let mut options = Options::drawn(program, cli.nodes, Duration::from_secs(cli.seconds), seed, abilities);
+    options.flags = cli.member_flags;
     eprintln!(
         "seed {seed:#x}: {} faults in {} s",
         options.plan.faults.len(),

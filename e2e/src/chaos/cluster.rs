@@ -50,8 +50,14 @@ pub(crate) struct Cluster {
 }
 
 impl Cluster {
-    /// Starts so many members and has them found a cluster. `folder` will hold all that is theirs.
-    pub(crate) fn start(program: &Path, count: usize, folder: &Path, abilities: Abilities) -> Result<Self> {
+    /// Starts so many members and has them found a cluster. `folder` will hold all that is theirs, `flags` are given to each.
+    pub(crate) fn start(
+        program: &Path,
+        flags: &[String],
+        count: usize,
+        folder: &Path,
+        abilities: Abilities,
+    ) -> Result<Self> {
         if !MEMBERS.contains(&count) {
             return Err(Error::refused(
                 format!("{count} members survive nothing, or are more than there are addresses for"),
@@ -78,6 +84,7 @@ impl Cluster {
             program: program.to_owned(),
             volumes: abilities.volumes.then(|| Volumes::mount(&folders)).transpose()?,
             clock: abilities.clocks.then(|| SkewedClock::compile(folder)).transpose()?,
+            flags: flags.to_vec(),
         };
         let admins = members
             .iter()

@@ -36,6 +36,8 @@ pub(super) struct Common {
     pub(super) program: PathBuf,
     pub(super) volumes: Option<Volumes>,
     pub(super) clock: Option<SkewedClock>,
+    /// Beside the harness's own.
+    pub(super) flags: Vec<String>,
 }
 
 /// One member.
@@ -123,7 +125,7 @@ impl Member {
         };
         // Ends with the thread that started it, also if that is killed.
         command.args(["setpriv", "--pdeathsig", "KILL"]);
-        command.arg(&common.program).args(self.args());
+        command.arg(&common.program).args(self.args()).args(&common.flags);
         command.env_clear();
         command.env("PATH", std::env::var_os("PATH").unwrap_or_default());
         if let Some(clock) = common.clock.as_ref().filter(|_| self.ppm != 0) {

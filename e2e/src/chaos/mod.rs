@@ -52,6 +52,8 @@ const VALUE_BYTES: usize = 2 << 10;
 pub struct Options {
     /// The program of a member.
     pub program: PathBuf,
+    /// Flags for every member, beside the harness's own.
+    pub flags: Vec<String>,
     /// How many members.
     pub members: usize,
     /// The faults.
@@ -69,6 +71,7 @@ impl Options {
     pub fn drawn(program: PathBuf, members: usize, length: Duration, seed: u64, abilities: Abilities) -> Self {
         Self {
             program,
+            flags: Vec::new(),
             members,
             plan: plan::draw(seed, members, length, abilities),
             seed: Some(seed),
@@ -104,7 +107,13 @@ pub fn run(options: &Options, say: &dyn Fn(&str)) -> Result<Report> {
 }
 
 fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report> {
-    let mut cluster = Cluster::start(&options.program, options.members, folder, options.abilities)?;
+    let mut cluster = Cluster::start(
+        &options.program,
+        &options.flags,
+        options.members,
+        folder,
+        options.abilities,
+    )?;
     let endpoints: Vec<_> = cluster.members.iter().map(member::Member::client_url).collect();
     let workload = Workload::start(Plan {
         clients: CLIENTS_PER_MEMBER * u32::try_from(options.members).unwrap_or(u32::MAX),
@@ -133,6 +142,7 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
         members: options.members,
         length: options.plan.end,
         abilities: options.abilities,
+        flags: options.flags.clone(),
         struck,
         summary,
         agreement,

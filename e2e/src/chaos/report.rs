@@ -31,6 +31,8 @@ pub struct Report {
     pub length: Duration,
     /// What the machine could do.
     pub abilities: Abilities,
+    /// Flags that every member had.
+    pub flags: Vec<String>,
     /// The faults.
     pub struck: Vec<Struck>,
     /// What clients saw.
@@ -113,12 +115,14 @@ impl Report {
     pub fn command(&self) -> Option<String> {
         let Abilities { volumes, clocks } = self.abilities;
         let seed = self.seed?;
+        let flags = self.flags.iter().map(|flag| format!(" --member-flag={flag}"));
         Some(format!(
-            "cargo xtask chaos --nodes {} --seconds {} --seed {seed:#x}{}{}",
+            "cargo xtask chaos --nodes {} --seconds {} --seed {seed:#x}{}{}{}",
             self.members,
             self.length.as_secs(),
             if volumes { "" } else { " --without-volumes" },
             if clocks { "" } else { " --without-clocks" },
+            flags.collect::<String>(),
         ))
     }
 }

@@ -32,7 +32,7 @@ pub(super) struct Bed {
 impl Bed {
     /// Starts them side by side, and moves them apart when they are a cluster.
     pub(super) fn start(program: &Path, folder: &Path) -> Result<Self> {
-        let cluster = Cluster::start(program, SITES, folder, Abilities::default())?;
+        let cluster = Cluster::start(program, &[], SITES, folder, Abilities::default())?;
         for from in 0..SITES {
             for to in (0..SITES).filter(|to| *to != from) {
                 let late = proxy::Path::Slow(sites::delay(from, to));
