@@ -172,8 +172,8 @@ fn print_trials(report: &Report) {
         report.changes.calm_gap_ms
     );
     println!(
-        "leader leases' mean read latency is {:.1}x that of roster leases",
-        report.faster
+        "leader leases' mean read latency is {:.1}x that of roster leases, {:.1}x that of those that wait for their own keys",
+        report.faster, report.faster_own_keys
     );
     println!("{} requests judged", report.judged.requests);
     for goal in &report.goals {
