@@ -9,6 +9,15 @@ const BASE: u64 = 0x0a17_4149;
 /// hundreds.
 const SEEDS: u64 = 2_000;
 
+/// What longer searches found for rules on which few runs depend: mutant, seed, and how many it took. These are tried first. Should one
+/// not show its mutant any more, because members that send other messages live through other accidents, and the search here finds no
+/// other, then search longer: `cargo xtask sim --mutant NAME --seeds 20000`.
+const RARE: [(&str, u64, u64); 3] = [
+    ("commit-is-kept-secret", 0x91a5_72af_9e77_d5b9, 6_907),
+    ("count-learners", 0xe4df_2550_57ce_f2c3, 1_073),
+    ("skip-incarnation", 0x2f3c_8eda_7069_412f, 574),
+];
+
 fn seeds() -> impl Iterator<Item = u64> {
     (0..SEEDS).map(|number| mix(BASE.wrapping_add(mix(number))))
 }
@@ -17,7 +26,10 @@ fn seeds() -> impl Iterator<Item = u64> {
 fn every_broken_rule_is_noticed() {
     let mut survivors = Vec::new();
     for mutant in Mutant::all() {
-        let found = seeds().zip(1..).find_map(|(seed, count)| {
+        let name = mutant.to_string();
+        let rare = RARE.iter().filter(|(rare, _, _)| *rare == name);
+        let rare = rare.map(|(_, seed, count)| (*seed, *count));
+        let found = rare.chain(seeds().zip(1..)).find_map(|(seed, count)| {
             let report = run(Run {
                 mutant: Some(mutant),
                 ..Run::of(mutant.weather(), seed)
@@ -26,8 +38,8 @@ fn every_broken_rule_is_noticed() {
             Some((count, violation))
         });
         match found {
-            Some((count, violation)) => println!("{mutant:<28} {count:>4} seeds  {violation}"),
-            None => survivors.push(mutant.to_string()),
+            Some((count, violation)) => println!("{name:<28} {count:>4} seeds  {violation}"),
+            None => survivors.push(name),
         }
     }
     assert!(survivors.is_empty(), "{SEEDS} seeds did not notice {survivors:?}");
