@@ -74,6 +74,14 @@ pub enum WalError {
         /// Bytes that fit.
         limit: usize,
     },
+    /// The volume is full. Nothing was written, and the same call may be tried again.
+    #[error("{dir} has no room for the log's next {bytes} bytes; free some space on the volume, and writing goes on")]
+    NoSpace {
+        /// The log's directory.
+        dir: PathBuf,
+        /// Bytes of a segment.
+        bytes: u64,
+    },
     /// The options make no sense.
     #[error("segments of {bytes} bytes are not possible: use {min} to {max}")]
     SegmentSize {

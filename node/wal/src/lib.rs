@@ -9,8 +9,11 @@
 //! completes all who waited), it does not read entries back while running (the Raft core keeps the live log in memory),
 //! and it does not know what an entry means.
 //!
-//! Segments die from the oldest on, when no group has a live entry in them. A group that never compacts keeps all later
-//! segments alive; [`WalStats::oldest_group`] names it, so that the host can compact it first.
+//! Segments die from the oldest on, when no group has a live entry in them. What a slow group keeps alive in the oldest one is copied
+//! to the end when most of the log is garbage, so the log stays below about twice what is live in it.
+//!
+//! A full volume is no failure: a segment is allocated and zero-filled before it is needed, a batch that would need more is refused
+//! whole ([`WalError::NoSpace`]) and may be tried again. A failed write or sync is: see [`WalError::Failed`].
 
 mod disk;
 mod error;
@@ -25,4 +28,4 @@ pub mod sim_disk;
 pub use disk::{Disk, File, StdDisk};
 pub use error::WalError;
 pub use recover::{Recovered, RecoveredGroup, TruncatedTail};
-pub use wal::{GroupWrite, Options, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SPARES_MAX, Wal, WalStats};
+pub use wal::{GroupWrite, LAGGARD_SEGMENTS, Options, SEGMENT_BYTES_MAX, SEGMENT_BYTES_MIN, SPARES_MAX, Wal, WalStats};

@@ -84,6 +84,8 @@ impl SegmentHeader {
 pub(crate) enum Record {
     HardState(HardState),
     Entry(Entry),
+    /// A live entry again, copied out of a segment that is to die. It replaces nothing.
+    Rewrite(Entry),
     /// The group's log is replaced by this position.
     Reset(LogPosition),
     /// Entries up to here are no longer needed.
@@ -100,6 +102,7 @@ const ENTRY: u8 = 2;
 const RESET: u8 = 3;
 const COMPACT: u8 = 4;
 const BATCH_END: u8 = 5;
+const REWRITE: u8 = 6;
 
 fn padded(len: usize) -> usize {
     len.next_multiple_of(8)
@@ -130,6 +133,7 @@ pub(crate) fn encode_record(segment: u64, seq: u64, group: GroupId, record: &Rec
     let kind = match record {
         Record::HardState(_) => HARD_STATE,
         Record::Entry(_) => ENTRY,
+        Record::Rewrite(_) => REWRITE,
         Record::Reset(_) => RESET,
         Record::Compact(_) => COMPACT,
         Record::BatchEnd { .. } => BATCH_END,
@@ -137,7 +141,7 @@ pub(crate) fn encode_record(segment: u64, seq: u64, group: GroupId, record: &Rec
     out.put_u64_le(u64::from(kind));
     match record {
         Record::HardState(state) => encode_hard_state(state, out),
-        Record::Entry(entry) => encode_entry(entry, out),
+        Record::Entry(entry) | Record::Rewrite(entry) => encode_entry(entry, out),
         Record::Reset(position) | Record::Compact(position) => encode_position(*position, out),
         Record::BatchEnd { durable } => out.put_u64_le(*durable),
     }
@@ -201,6 +205,7 @@ impl RawRecord {
         let record = match self.kind {
             HARD_STATE => Record::HardState(decode_hard_state(body)?),
             ENTRY => Record::Entry(decode_entry(body)?),
+            REWRITE => Record::Rewrite(decode_entry(body)?),
             RESET => Record::Reset(decode_position(body)?),
             COMPACT => Record::Compact(decode_position(body)?),
             BATCH_END if body.len() >= 8 => Record::BatchEnd {

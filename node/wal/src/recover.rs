@@ -49,12 +49,41 @@ pub struct TruncatedTail {
     pub records: u64,
 }
 
+/// Records of one group that lie further apart in a segment are two runs, so that reading one run reads little of other groups.
+const RUN_GAP_BYTES_MAX: u64 = 64 << 10;
+
 /// Consecutive entries of one group in one segment.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Run {
     pub(crate) segment: u64,
     pub(crate) first: Index,
     pub(crate) last: Index,
+    /// Where the records lie. Others' records and replaced ones may lie between.
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+    /// Bytes of the records themselves; an estimate once a part of the run has died.
+    pub(crate) bytes: u64,
+}
+
+/// Where an entry's record lies.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Place {
+    pub(crate) segment: u64,
+    pub(crate) from: u64,
+    pub(crate) to: u64,
+}
+
+impl Run {
+    fn entries(&self) -> u64 {
+        (self.last.0 + 1).saturating_sub(self.first.0)
+    }
+
+    /// Narrows the run to these indices, which lie inside it.
+    fn narrow(&mut self, first: Index, last: Index) {
+        let before = self.entries().max(1);
+        (self.first, self.last) = (first, last);
+        self.bytes = self.bytes / before * self.entries();
+    }
 }
 
 /// Drops `index` and everything after it.
@@ -62,8 +91,8 @@ pub(crate) fn truncate_runs(runs: &mut VecDeque<Run>, index: Index) {
     while runs.back().is_some_and(|run| run.first >= index) {
         runs.pop_back();
     }
-    if let Some(run) = runs.back_mut() {
-        run.last = run.last.min(index.prev());
+    if let Some(run) = runs.back_mut().filter(|run| run.last >= index) {
+        run.narrow(run.first, index.prev());
     }
 }
 
@@ -72,96 +101,132 @@ pub(crate) fn compact_runs(runs: &mut VecDeque<Run>, index: Index) {
     while runs.front().is_some_and(|run| run.last <= index) {
         runs.pop_front();
     }
-    if let Some(run) = runs.front_mut() {
-        run.first = run.first.max(index.next());
+    if let Some(run) = runs.front_mut().filter(|run| run.first <= index) {
+        run.narrow(index.next(), run.last);
     }
 }
 
 /// Adds one entry at the end.
-pub(crate) fn extend_runs(runs: &mut VecDeque<Run>, segment: u64, index: Index) {
+pub(crate) fn extend_runs(runs: &mut VecDeque<Run>, place: Place, index: Index) {
+    let Place { segment, from, to } = place;
     match runs.back_mut() {
-        Some(run) if run.segment == segment && run.last.next() == index => run.last = index,
+        Some(run)
+            if run.segment == segment
+                && run.last.next() == index
+                && from >= run.to
+                && from - run.to <= RUN_GAP_BYTES_MAX =>
+        {
+            run.last = index;
+            run.to = to;
+            run.bytes += to - from;
+        }
         Some(_) | None => runs.push_back(Run {
             segment,
             first: index,
             last: index,
+            from,
+            to,
+            bytes: to - from,
         }),
     }
 }
 
-/// One group while its records are replayed.
+/// One group while its records are replayed. There may be gaps meanwhile: older segments held what is between, and a later
+/// `Compact`, `Reset` or `Rewrite` says what became of it. Whether it was rightly dropped is judged at the end.
 #[derive(Default)]
 pub(crate) struct Replayed {
-    pub(crate) group: RecoveredGroup,
-    pub(crate) runs: VecDeque<Run>,
-    /// Entries up to here were in segments that are gone. A later `Compact` must cover them.
-    missing_to: Index,
+    hard_state: HardState,
+    log_start: LogPosition,
+    entries: BTreeMap<Index, (Entry, Place)>,
+    /// Last index of the log, whether its entry is here or not.
+    last: Index,
 }
 
 impl Replayed {
-    fn last(&self) -> Index {
-        self.group
-            .entries
-            .last()
-            .map_or(self.group.log_start.index.max(self.missing_to), |entry| entry.index)
-    }
-
-    fn append(&mut self, segment: u64, entry: Entry) -> Result<(), String> {
-        if entry.index <= self.group.log_start.index {
+    fn check(&self, entry: &Entry) -> Result<(), String> {
+        if entry.index <= self.log_start.index {
             return Err(format!(
                 "entry {} lies before the log's start {}",
-                entry.index, self.group.log_start.index
+                entry.index, self.log_start.index
             ));
         }
-        let first = self
-            .group
-            .entries
-            .first()
-            .map_or(self.last().next(), |entry| entry.index);
-        if entry.index < first || entry.index > self.last().next() {
-            // Older segments held what is between; whether they were rightly dropped is judged at the end.
-            self.group.entries.clear();
-            self.runs.clear();
-            self.missing_to = entry.index.prev();
-        } else {
-            let keep = usize::try_from(entry.index.0 - first.0).expect("invariant: recovered entries fit in memory");
-            self.group.entries.truncate(keep);
-            truncate_runs(&mut self.runs, entry.index);
+        Ok(())
+    }
+
+    fn append(&mut self, place: Place, entry: Entry) -> Result<(), String> {
+        self.check(&entry)?;
+        if entry.index <= self.last {
+            self.entries.split_off(&entry.index);
         }
-        extend_runs(&mut self.runs, segment, entry.index);
-        self.group.entries.push(entry);
+        self.last = entry.index;
+        self.entries.insert(entry.index, (entry, place));
+        Ok(())
+    }
+
+    fn rewrite(&mut self, place: Place, entry: Entry) -> Result<(), String> {
+        self.check(&entry)?;
+        if let Some((present, _)) = self.entries.get(&entry.index).filter(|(old, _)| *old != entry) {
+            return Err(format!(
+                "entry {} of term {} was copied as one of term {}",
+                entry.index, present.term, entry.term
+            ));
+        }
+        self.last = self.last.max(entry.index);
+        self.entries.insert(entry.index, (entry, place));
         Ok(())
     }
 
     fn compact(&mut self, to: LogPosition) {
-        if to.index > self.group.log_start.index {
-            self.group.log_start = to;
-            let dropped = self.group.entries.partition_point(|entry| entry.index <= to.index);
-            self.group.entries.drain(..dropped);
-            compact_runs(&mut self.runs, to.index);
+        if to.index > self.log_start.index {
+            self.log_start = to;
+            self.entries = self.entries.split_off(&to.index.next());
+            self.last = self.last.max(to.index);
         }
     }
 
     fn reset(&mut self, to: LogPosition) {
-        self.group.log_start = to;
-        self.group.entries.clear();
-        self.runs.clear();
-        self.missing_to = Index::ZERO;
+        self.log_start = to;
+        self.entries.clear();
+        self.last = to.index;
     }
 
-    fn finish(&mut self) -> Result<(), String> {
-        if self.missing_to > self.group.log_start.index {
+    fn finish(self) -> Result<(RecoveredGroup, VecDeque<Run>), String> {
+        let mut runs = VecDeque::new();
+        let mut entries = Vec::with_capacity(self.entries.len());
+        let mut expected = self.log_start.index.next();
+        for (index, (entry, place)) in self.entries {
+            if index != expected {
+                return Err(format!(
+                    "entries after {} up to {} are in no segment",
+                    expected.prev(),
+                    index.prev()
+                ));
+            }
+            extend_runs(&mut runs, place, index);
+            entries.push(entry);
+            expected = index.next();
+        }
+        if self.last >= expected {
             return Err(format!(
                 "entries after {} up to {} are in no segment",
-                self.group.log_start.index, self.missing_to
+                expected.prev(),
+                self.last
             ));
         }
-        let last = self.group.last().index;
+        let mut hard_state = self.hard_state;
         // Commit is a hint (pitfall P16): it may have been written in a batch whose entries came after it.
-        self.group.hard_state.commit = self.group.hard_state.commit.min(last);
-        Ok(())
+        hard_state.commit = hard_state.commit.min(self.last.max(self.log_start.index));
+        let group = RecoveredGroup {
+            hard_state,
+            log_start: self.log_start,
+            entries,
+        };
+        Ok((group, runs))
     }
 }
+
+/// Indices and sequence numbers beyond this do not occur; refusing them keeps arithmetic on what a file says from overflowing.
+const COUNTERS_MAX: u64 = 1 << 62;
 
 /// Replays segments one by one, oldest first.
 #[derive(Default)]
@@ -207,6 +272,9 @@ impl Segment<'_> {
         if header.number != self.number {
             return Err(self.corrupt(0, format!("the header says segment {:016x}", header.number)));
         }
+        if header.first_seq > COUNTERS_MAX {
+            return Err(self.corrupt(0, format!("record {} is beyond every log", header.first_seq)));
+        }
         Ok(header)
     }
 }
@@ -227,7 +295,7 @@ impl Replay {
 
         let mut offset = SEGMENT_HEADER_BYTES;
         let mut at = offset;
-        let mut pending: Vec<(GroupId, Record)> = Vec::new();
+        let mut pending: Vec<(GroupId, Record, Place)> = Vec::new();
         let mut seq = self.next_seq;
         while sealed_at != Some(self.next_seq) {
             let Some(raw) = read_record(segment.number, &segment.bytes, at).filter(|raw| raw.seq == seq) else {
@@ -236,14 +304,19 @@ impl Replay {
             let (group, next) = (raw.group, raw.next);
             let record = raw.parse().map_err(|error| segment.corrupt(at, error.to_string()))?;
             if matches!(record, Record::BatchEnd { .. }) {
-                for (group, record) in pending.drain(..) {
-                    self.apply(segment.number, group, record)
+                for (group, record, place) in pending.drain(..) {
+                    self.apply(place, group, record)
                         .map_err(|what| segment.corrupt(offset, what))?;
                 }
                 offset = next;
                 self.next_seq = seq + 1;
             } else {
-                pending.push((group, record));
+                let place = Place {
+                    segment: segment.number,
+                    from: at as u64,
+                    to: next as u64,
+                };
+                pending.push((group, record, place));
             }
             seq += 1;
             at = next;
@@ -266,12 +339,23 @@ impl Replay {
         Ok(Tail { offset, torn })
     }
 
-    fn apply(&mut self, segment: u64, group: GroupId, record: Record) -> Result<(), String> {
+    fn apply(&mut self, place: Place, group: GroupId, record: Record) -> Result<(), String> {
+        let index = match &record {
+            Record::Entry(entry) | Record::Rewrite(entry) => entry.index,
+            Record::Reset(to) | Record::Compact(to) => to.index,
+            Record::HardState(_) | Record::BatchEnd { .. } => Index::ZERO,
+        };
+        if index.0 > COUNTERS_MAX {
+            return Err(format!("group {group}: index {index} is beyond every log"));
+        }
         let replayed = self.groups.entry(group).or_default();
         match record {
-            Record::HardState(state) => replayed.group.hard_state = state,
+            Record::HardState(state) => replayed.hard_state = state,
             Record::Entry(entry) => replayed
-                .append(segment, unshare(entry))
+                .append(place, unshare(entry))
+                .map_err(|what| format!("group {group}: {what}"))?,
+            Record::Rewrite(entry) => replayed
+                .rewrite(place, unshare(entry))
                 .map_err(|what| format!("group {group}: {what}"))?,
             Record::Reset(to) => replayed.reset(to),
             Record::Compact(to) => replayed.compact(to),
@@ -319,14 +403,16 @@ impl Replay {
         }))
     }
 
-    /// Checks what can only be judged at the end.
-    pub(crate) fn finish(&mut self, last: &Segment<'_>) -> Result<(), WalError> {
-        for (group, replayed) in &mut self.groups {
-            replayed
-                .finish()
-                .map_err(|what| last.corrupt(0, format!("group {group}: {what}")))?;
-        }
-        Ok(())
+    /// What the segments held, after a check of what can only be judged at the end.
+    pub(crate) fn finish(
+        self,
+        last: &Segment<'_>,
+    ) -> Result<BTreeMap<GroupId, (RecoveredGroup, VecDeque<Run>)>, WalError> {
+        let judge = |(group, replayed): (GroupId, Replayed)| match replayed.finish() {
+            Ok(found) => Ok((group, found)),
+            Err(what) => Err(last.corrupt(0, format!("group {group}: {what}"))),
+        };
+        self.groups.into_iter().map(judge).collect()
     }
 }
 

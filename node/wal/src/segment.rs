@@ -72,6 +72,37 @@ pub(crate) fn settle_tail(file: &mut dyn File, bytes: &[u8], offset: usize) -> i
     file.sync_data()
 }
 
+/// A file that is being filled with zeros, to become a segment. Zeros that are written, not a hole: a later fdatasync then has no
+/// metadata to commit, and cannot run out of space.
+pub(crate) struct Filling {
+    pub(crate) path: PathBuf,
+    file: Box<dyn File>,
+    at: u64,
+}
+
+impl Filling {
+    pub(crate) fn begin(disk: &dyn Disk, path: PathBuf) -> Result<Self, WalError> {
+        let file = disk.open(&path, true).map_err(io_error("create", &path))?;
+        Ok(Self { path, file, at: 0 })
+    }
+
+    /// Adds up to `bytes` zeros and makes them durable, which is when a file system that allocates late finds out that it is full.
+    /// `true` once there are `whole`.
+    pub(crate) fn fill(&mut self, bytes: u64, whole: u64) -> Result<bool, WalError> {
+        let zeros = vec![0; BLOCK_BYTES];
+        let end = self.at.saturating_add(bytes).min(whole);
+        while self.at < end {
+            let len = usize::try_from((end - self.at).min(BLOCK_BYTES as u64)).expect("invariant: at most a block");
+            self.file
+                .write_all_at(&zeros[..len], self.at)
+                .map_err(io_error("fill", &self.path))?;
+            self.at += len as u64;
+        }
+        self.file.sync_data().map_err(io_error("sync", &self.path))?;
+        Ok(self.at == whole)
+    }
+}
+
 /// Makes a segment under another name and renames it when it is whole and durable, so that a segment's header is never torn.
 pub(crate) fn create_segment(
     disk: &dyn Disk,
@@ -88,17 +119,9 @@ pub(crate) fn create_segment(
             (spare, file)
         }
         None => {
-            let new = dir.join(format!("{:016x}.new", header.number));
-            let mut file = disk.open(&new, true).map_err(io_error("create", &new))?;
-            // Zeros that are written, not a hole: a later fdatasync then has no metadata to commit.
-            let zeros = vec![0; BLOCK_BYTES];
-            let mut at = 0;
-            while at < bytes {
-                let len = usize::try_from((bytes - at).min(BLOCK_BYTES as u64)).expect("invariant: at most a block");
-                file.write_all_at(&zeros[..len], at).map_err(io_error("fill", &new))?;
-                at += len as u64;
-            }
-            (new, file)
+            let mut filling = Filling::begin(disk, dir.join(format!("{:016x}.new", header.number)))?;
+            filling.fill(bytes, bytes)?;
+            (filling.path, filling.file)
         }
     };
     file.write_all_at(&header.encode(), 0)

@@ -32,8 +32,8 @@ struct State {
     /// Operations until the power fails.
     ops_left: Option<u64>,
     syncs_fail: bool,
-    /// Whether there is no space for anything new.
-    full: bool,
+    /// Bytes that all files together may have.
+    capacity: Option<u64>,
     locked: bool,
     /// Writes and syncs so far.
     ops: u64,
@@ -94,6 +94,15 @@ impl State {
         });
     }
 
+    /// Bytes by which files may still grow, if there is a limit. Files without a name take no room.
+    fn room(&self) -> Option<u64> {
+        let used = |capacity: u64| {
+            let files = self.names.values().filter_map(|inode| self.files.get(inode));
+            capacity.saturating_sub(files.map(|file| file.current.len() as u64).sum())
+        };
+        self.capacity.map(used)
+    }
+
     fn inode(&self, path: &Path) -> io::Result<u64> {
         self.names
             .get(path)
@@ -116,7 +125,7 @@ impl SimDisk {
             boot: 0,
             ops_left: None,
             syncs_fail: false,
-            full: false,
+            capacity: None,
             locked: false,
             ops: 0,
         })))
@@ -136,9 +145,14 @@ impl SimDisk {
         self.state().syncs_fail = fail;
     }
 
-    /// From now on nothing can be created or grow (or can again). What is preallocated can still be written.
+    /// From now on nothing can grow (or can again). What is preallocated can still be written.
     pub fn fill(&self, full: bool) {
-        self.state().full = full;
+        self.set_capacity(full.then_some(0));
+    }
+
+    /// From now on no write may make the files longer than this together: the volume is full.
+    pub fn set_capacity(&self, bytes: Option<u64>) {
+        self.state().capacity = bytes;
     }
 
     /// Operations that changed something since the beginning.
@@ -230,9 +244,6 @@ impl Disk for SimDisk {
         let mut state = self.state();
         let inode = if create {
             state.op()?;
-            if state.full {
-                return Err(io::ErrorKind::StorageFull.into());
-            }
             let inode = state.next_inode;
             state.next_inode += 1;
             state.files.insert(inode, Inode::default());
@@ -345,10 +356,11 @@ impl File for SimFile {
     }
 
     fn write_all_at(&mut self, buf: &[u8], offset: u64) -> io::Result<()> {
-        let full = self.disk.state().full;
+        let room = self.disk.state().room();
         self.with(true, |inode, _| {
             let at = usize::try_from(offset).map_err(io::Error::other)?;
-            if full && at + buf.len() > inode.current.len() {
+            let growth = (at + buf.len()).saturating_sub(inode.current.len()) as u64;
+            if growth > 0 && room.is_some_and(|room| growth > room) {
                 return Err(io::ErrorKind::StorageFull.into());
             }
             write_into(&mut inode.current, at, buf);

@@ -1,11 +1,16 @@
-//! Writing: batches, segments, garbage collection.
+//! Writing: batches and segments.
+
+mod laggards;
+mod space;
+
+pub use laggards::LAGGARD_SEGMENTS;
 
 use crate::disk::{Disk, File};
 use crate::error::WalError;
 use crate::record::{BATCH_END_BYTES, Record, SEGMENT_HEADER_BYTES, SegmentHeader, encode_record, entry_record_len};
-use crate::recover::{Recovered, RecoveredGroup, Replay, Run, Segment, Tail, compact_runs, extend_runs, truncate_runs};
+use crate::recover::{Place, Recovered, Replay, Run, Segment, Tail, compact_runs, extend_runs, truncate_runs};
 use crate::segment::{
-    create_segment, io_error, parse_segment_name, read_header, read_segment, segment_name, settle_tail,
+    Filling, create_segment, io_error, parse_segment_name, read_header, read_segment, segment_name, settle_tail,
 };
 use althing_raft::entry::{Entry, HardState};
 use althing_raft::ids::{GroupId, Index, LogPosition};
@@ -65,6 +70,8 @@ pub struct WalStats {
     pub records: u64,
     /// The group that keeps the oldest segment alive, if it is not the active one: the first to compact when the log grows.
     pub oldest_group: Option<GroupId>,
+    /// Bytes of records that are live.
+    pub live_bytes: u64,
 }
 
 /// What the log knows about a group without reading.
@@ -90,6 +97,10 @@ pub struct Wal {
     durable_seq: u64,
     spares: Vec<PathBuf>,
     next_spare: u64,
+    /// A spare under construction.
+    filling: Option<Filling>,
+    /// The volume had no room for a segment when one was last wanted.
+    out_of_space: bool,
     groups: BTreeMap<GroupId, GroupLog>,
     /// Whether some run may have died since garbage was last collected.
     garbage: bool,
@@ -178,7 +189,6 @@ impl Wal {
             };
             let tail = replay.segment(&segment, sealed_at)?;
             if sealed_at.is_none() {
-                replay.finish(&segment)?;
                 last = Some((path.clone(), file, tail, segment.bytes));
             }
         }
@@ -186,21 +196,28 @@ impl Wal {
         let next_seq = replay.next_seq.max(1);
         let mut recovered = Recovered::default();
         let mut groups = BTreeMap::new();
-        for (group, replayed) in replay.groups {
-            let RecoveredGroup {
-                hard_state, log_start, ..
-            } = replayed.group;
-            let last = replayed.group.last().index;
+        let found = match &last {
+            Some((path, _, _, bytes)) => {
+                let number = segments.back().map_or(0, |(number, _)| *number);
+                replay.finish(&Segment {
+                    number,
+                    path,
+                    bytes: bytes.clone(),
+                })?
+            }
+            None => BTreeMap::new(),
+        };
+        for (group, (found, runs)) in found {
             groups.insert(
                 group,
                 GroupLog {
-                    hard_state,
-                    start: log_start,
-                    last,
-                    runs: replayed.runs,
+                    hard_state: found.hard_state,
+                    start: found.log_start,
+                    last: found.last().index,
+                    runs,
                 },
             );
-            recovered.groups.insert(group, replayed.group);
+            recovered.groups.insert(group, found);
         }
         let (active, offset) = match last {
             Some((path, mut file, Tail { offset, torn }, bytes)) => {
@@ -231,6 +248,8 @@ impl Wal {
             durable_seq: next_seq - 1,
             spares: Vec::new(),
             next_spare: 0,
+            filling: None,
+            out_of_space: false,
             groups,
             garbage: true,
             failed: None,
@@ -244,7 +263,8 @@ impl Wal {
     /// since the last `sync` may be there.
     ///
     /// # Errors
-    /// `Misuse` and `TooLarge` before anything is written. Any other failure is final: see [`WalError::Failed`].
+    /// `Misuse`, `TooLarge` and `NoSpace` before anything is written; after `NoSpace` the same call may be tried again.
+    /// Any other failure is final: see [`WalError::Failed`].
     pub fn append(&mut self, writes: &[GroupWrite]) -> Result<(), WalError> {
         self.check_usable()?;
         for (at, write) in writes.iter().enumerate() {
@@ -254,6 +274,8 @@ impl Wal {
             }
             self.check_shape(write)?;
         }
+        // Before the first byte: a batch that runs out of segments halfway could be neither finished nor taken back.
+        self.reserve(writes.iter().flat_map(record_sizes))?;
         let result = self.append_checked(writes);
         self.latch(result)
     }
@@ -286,23 +308,26 @@ impl Wal {
                 }
             }
             for entry in &write.entries {
-                self.push(group, Record::Entry(entry.clone()))?;
-                let segment = self.active_segment();
+                let place = self.push(group, Record::Entry(entry.clone()))?;
                 let log = self.groups.entry(group).or_default();
-                extend_runs(&mut log.runs, segment, entry.index);
+                extend_runs(&mut log.runs, place, entry.index);
                 log.last = entry.index;
             }
         }
         self.write_batch()
     }
 
-    /// Makes everything appended durable (one fdatasync), then frees segments that nobody needs.
+    /// Makes everything appended durable (one fdatasync), then frees segments that nobody needs, and copies some of what
+    /// keeps the oldest one alive.
     ///
     /// # Errors
     /// Any failure is final: see [`WalError::Failed`].
     pub fn sync(&mut self) -> Result<(), WalError> {
         self.check_usable()?;
-        let result = self.sync_active().and_then(|()| self.collect_garbage());
+        let result = self
+            .sync_active()
+            .and_then(|()| self.collect_garbage())
+            .and_then(|()| self.rewrite_laggards());
         self.latch(result)
     }
 
@@ -310,7 +335,7 @@ impl Wal {
     /// durably. Written with the next `sync`; space is freed by it.
     ///
     /// # Errors
-    /// `Misuse` if the log does not reach so far; anything else is final.
+    /// `Misuse` if the log does not reach so far, `NoSpace` as of [`Wal::append`]; anything else is final.
     pub fn compact(&mut self, group: GroupId, up_to: LogPosition) -> Result<(), WalError> {
         self.check_usable()?;
         let (start, last) = self
@@ -324,9 +349,10 @@ impl Wal {
         if up_to.index <= start {
             return Ok(());
         }
+        self.reserve([STATE_RECORD_BYTES])?;
         let result = self
             .push(group, Record::Compact(up_to))
-            .and_then(|()| self.write_batch());
+            .and_then(|_| self.write_batch());
         if let Some(log) = self.groups.get_mut(&group) {
             log.start = up_to;
             compact_runs(&mut log.runs, up_to.index);
@@ -348,6 +374,7 @@ impl Wal {
             spares: self.spares.len() as u64,
             records: self.next_seq - 1,
             oldest_group: oldest.map(|(_, group)| group),
+            live_bytes: self.live_bytes(),
         }
     }
 
@@ -367,8 +394,12 @@ impl Wal {
 
     /// Remembers the first failure for ever (pitfall P19).
     fn latch<T>(&mut self, result: Result<T, WalError>) -> Result<T, WalError> {
-        if let Err(error) = &result {
-            self.failed.get_or_insert_with(|| error.to_string());
+        match &result {
+            // A full volume refuses what nobody was promised anything about.
+            Ok(_) | Err(WalError::NoSpace { .. }) => {}
+            Err(error) => {
+                self.failed.get_or_insert_with(|| error.to_string());
+            }
         }
         result
     }
@@ -430,9 +461,9 @@ impl Wal {
 
     /// Adds a record to the batch, in a new segment if it does not fit. A batch that crosses segments becomes two; that is no
     /// loss, because recovery promises prefixes only.
-    fn push(&mut self, group: GroupId, record: Record) -> Result<(), WalError> {
+    fn push(&mut self, group: GroupId, record: Record) -> Result<Place, WalError> {
         let bytes = match &record {
-            Record::Entry(entry) => entry_record_len(entry),
+            Record::Entry(entry) | Record::Rewrite(entry) => entry_record_len(entry),
             Record::HardState(_) | Record::Reset(_) | Record::Compact(_) | Record::BatchEnd { .. } => {
                 STATE_RECORD_BYTES
             }
@@ -445,8 +476,13 @@ impl Wal {
         if opens && !Mutant::SegmentWithoutStates.active() {
             self.push_states();
         }
+        let from = self.offset + self.batch.len() as u64;
         self.encode(group, &record);
-        Ok(())
+        Ok(Place {
+            segment: self.active_segment(),
+            from,
+            to: self.offset + self.batch.len() as u64,
+        })
     }
 
     /// Opens a segment with every group's state, so that a quiet group never keeps an old segment alive by it.
@@ -512,48 +548,23 @@ impl Wal {
             first_seq: self.next_seq,
         };
         let bytes = self.options.segment_bytes;
-        self.active = create_segment(&*self.disk, &self.dir, header, bytes, self.spares.pop())?;
+        let spare = self.spares.pop();
+        assert!(
+            spare.is_some(),
+            "invariant: a spare was reserved for every segment that a batch opens"
+        );
+        self.active = create_segment(&*self.disk, &self.dir, header, bytes, spare)?;
         self.segments.push_back((header.number, bytes));
         self.offset = SEGMENT_HEADER_BYTES as u64;
         self.garbage = true;
         Ok(())
     }
+}
 
-    /// The oldest segment that holds a live entry, and whose.
-    fn oldest_live(&self) -> Option<(u64, GroupId)> {
-        self.groups
-            .iter()
-            .filter_map(|(group, log)| log.runs.front().map(|run| (run.segment, *group)))
-            .min()
-    }
-
-    /// Frees segments from the oldest on until one holds something live. Only after a sync, so that what says that they are
-    /// dead is durable; and only if the active segment has its states.
-    fn collect_garbage(&mut self) -> Result<(), WalError> {
-        if !self.garbage || self.offset == SEGMENT_HEADER_BYTES as u64 {
-            return Ok(());
-        }
-        self.garbage = false;
-        let keep_from = self
-            .oldest_live()
-            .map_or_else(|| self.active_segment(), |(segment, _)| segment);
-        let keep_from = keep_from + u64::from(Mutant::FreeLiveSegment.active() && keep_from < self.active_segment());
-        while let Some((number, bytes)) = self.segments.front().copied().filter(|(number, _)| *number < keep_from) {
-            let path = self.dir.join(segment_name(number));
-            if self.spares.len() < SPARES_MAX && bytes == self.options.segment_bytes {
-                let spare = self.dir.join(format!("{:04x}.spare", self.next_spare));
-                self.next_spare += 1;
-                self.disk.rename(&path, &spare).map_err(io_error("set aside", &path))?;
-                self.spares.push(spare);
-            } else {
-                self.disk.remove(&path).map_err(io_error("remove", &path))?;
-            }
-            // One by one: recovery must never meet a gap between segments.
-            self.disk.sync_dir(&self.dir).map_err(io_error("sync", &self.dir))?;
-            self.segments.pop_front();
-        }
-        Ok(())
-    }
+/// An upper bound of each record's bytes, in the order in which `append` writes them.
+fn record_sizes(write: &GroupWrite) -> impl Iterator<Item = usize> + '_ {
+    let states = usize::from(write.hard_state.is_some()) + usize::from(write.reset_to.is_some());
+    std::iter::repeat_n(STATE_RECORD_BYTES, states).chain(write.entries.iter().map(entry_record_len))
 }
 
 /// Bytes of the largest record that is not an entry: a hard state with a vote and leases has 65.

@@ -4,7 +4,7 @@
 use althing_raft::entry::{Entry, HardState, Payload};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
 use althing_wal::sim_disk::SimDisk;
-use althing_wal::{Disk, GroupWrite, Options, Recovered, RecoveredGroup, StdDisk, Wal, WalError};
+use althing_wal::{Disk, GroupWrite, LAGGARD_SEGMENTS, Options, Recovered, RecoveredGroup, StdDisk, Wal, WalError};
 use bytes::Bytes;
 use std::path::Path;
 use std::sync::Arc;
@@ -196,33 +196,191 @@ fn a_batch_larger_than_a_segment_is_spread_over_several() {
 fn segments_die_when_every_group_has_compacted_past_them_and_are_used_again() {
     let disk = SimDisk::new(1);
     let (mut wal, _) = open(&disk);
-    let slow = GroupId(2);
-    wal.append(&[write(slow, entries(1, 1..=1)), write(G, entries(1, 1..=400))])
+    let other = GroupId(2);
+    wal.append(&[write(other, entries(1, 1..=220)), write(G, entries(1, 1..=100))])
         .unwrap();
     wal.sync().unwrap();
     let before = wal.stats();
-    wal.compact(G, position(1, 390)).unwrap();
+    wal.compact(G, position(1, 90)).unwrap();
     wal.sync().unwrap();
     assert_eq!(
         wal.stats().segments,
         before.segments,
-        "the slow group's entry is in the oldest segment"
+        "the other group's entries are in the oldest segments"
     );
-    assert_eq!(wal.stats().oldest_group, Some(slow));
-    wal.compact(slow, position(1, 1)).unwrap();
+    assert_eq!(wal.stats().oldest_group, Some(other));
+    wal.compact(other, position(1, 220)).unwrap();
     wal.sync().unwrap();
     assert!(wal.stats().segments <= 2, "{:?}", wal.stats());
-    assert_eq!(wal.stats().oldest_group.filter(|group| *group == slow), None);
+    assert_eq!(wal.stats().oldest_group.filter(|group| *group == other), None);
     assert!(wal.stats().spares > 0);
     let spares = wal.stats().spares;
-    commit(&mut wal, entries(1, 401..=500));
+    commit(&mut wal, entries(1, 101..=200));
     assert!(wal.stats().spares < spares);
     disk.crash();
     let (_, recovered) = open(&disk);
-    assert_eq!(recovered.groups[&G].log_start, position(1, 390));
-    assert_eq!(recovered.groups[&G].entries, entries(1, 391..=500));
-    assert_eq!(recovered.groups[&slow].log_start, position(1, 1));
-    assert_eq!(recovered.groups[&slow].entries, vec![]);
+    assert_eq!(recovered.groups[&G].log_start, position(1, 90));
+    assert_eq!(recovered.groups[&G].entries, entries(1, 91..=200));
+    assert_eq!(recovered.groups[&other].log_start, position(1, 220));
+    assert_eq!(recovered.groups[&other].entries, vec![]);
+}
+
+#[test]
+fn a_group_that_never_compacts_does_not_keep_old_segments_for_ever() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let slow = GroupId(2);
+    // The slow group writes now and then, the other one all the time.
+    let mut slow_entries = Vec::new();
+    for index in 1..=3_000 {
+        if index % 250 == 1 {
+            let next = entries(1, index / 250 + 1..=index / 250 + 1);
+            slow_entries.extend(next.clone());
+            wal.append(&[write(slow, next)]).unwrap();
+        }
+        commit(&mut wal, entries(1, index..=index));
+        if index % 20 == 0 {
+            wal.compact(G, position(1, index - 5)).unwrap();
+        }
+    }
+    assert!(
+        wal.stats().segments as usize <= LAGGARD_SEGMENTS + 1,
+        "{:?} and the slow group's entries fit into one",
+        wal.stats()
+    );
+    assert!(!segments(&disk).contains(&"0000000000000001.wal".to_owned()));
+    disk.crash();
+    let (mut wal, recovered) = open(&disk);
+    assert_eq!(recovered.groups[&slow].entries, slow_entries);
+    assert_eq!(recovered.groups[&slow].log_start, LogPosition::default());
+    // Copies are entries like others: they can be replaced and compacted.
+    wal.append(&[write(slow, entries(2, 5..=6))]).unwrap();
+    wal.compact(slow, position(1, 2)).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    let expected = [slow_entries[2..4].to_vec(), entries(2, 5..=6)].concat();
+    assert_eq!(recovered.groups[&slow].entries, expected);
+}
+
+#[test]
+fn a_crash_at_any_operation_while_a_laggard_is_copied_loses_nothing() {
+    let run = |disk: &SimDisk| -> Result<u64, WalError> {
+        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), Path::new(DIR), OPTIONS)?;
+        wal.append(&[write(GroupId(2), entries(1, 1..=30))])?;
+        wal.sync()?;
+        let mut synced = 0;
+        for index in 1..=600 {
+            let step = |wal: &mut Wal| -> Result<(), WalError> {
+                wal.append(&[write(G, entries(1, index..=index))])?;
+                wal.sync()?;
+                if index % 20 == 0 {
+                    wal.compact(G, position(1, index - 5))?;
+                }
+                Ok(())
+            };
+            if step(&mut wal).is_err() {
+                return Ok(synced);
+            }
+            synced = index;
+        }
+        Ok(synced)
+    };
+    let whole = SimDisk::new(0);
+    run(&whole).unwrap();
+    for at in (60..whole.ops()).step_by(7) {
+        let disk = SimDisk::new(at);
+        disk.fail_after(at);
+        let Ok(synced) = run(&disk) else { continue };
+        disk.crash();
+        let (_, recovered) = open(&disk);
+        let slow = &recovered.groups[&GroupId(2)];
+        assert_eq!(slow.entries, entries(1, 1..=30), "after {at} operations");
+        assert!(
+            recovered.groups.get(&G).map_or(0, |log| log.last().index.0) >= synced,
+            "after {at} operations"
+        );
+    }
+}
+
+#[test]
+fn a_log_that_is_mostly_alive_is_not_copied() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    for batch in 0..30 {
+        commit(&mut wal, entries(1, batch * 20 + 1..=batch * 20 + 20));
+    }
+    let stats = wal.stats();
+    assert!(stats.live_bytes * 2 > stats.bytes, "{stats:?}");
+    assert!(segments(&disk).contains(&"0000000000000001.wal".to_owned()));
+}
+
+#[test]
+fn a_full_volume_refuses_a_batch_whole_and_takes_it_once_there_is_room() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=5));
+    disk.set_capacity(Some(2 * OPTIONS.segment_bytes + 100));
+    let large = entries(1, 6..=300);
+    for _ in 0..3 {
+        let error = wal.append(&[write(G, large.clone())]).unwrap_err();
+        assert!(matches!(error, WalError::NoSpace { .. }), "{error}");
+        assert!(wal.wants_space());
+    }
+    assert!(
+        disk.paths()
+            .iter()
+            .all(|path| path.extension().is_none_or(|end| end != "new")),
+        "what was half allocated is given back"
+    );
+    // What fits is taken meanwhile, and nothing of the refused batch is there.
+    commit(&mut wal, entries(2, 6..=8));
+    let mut next = 9;
+    loop {
+        match wal.append(&[write(G, entries(2, next..=next))]) {
+            Ok(()) => next += 1,
+            Err(WalError::NoSpace { .. }) => break,
+            Err(error) => panic!("{error}"),
+        }
+        wal.sync().unwrap();
+    }
+    assert!(next > 60, "the segments that were allocated are filled first: {next}");
+    disk.set_capacity(None);
+    let rest = entries(2, next..=400);
+    commit(&mut wal, rest);
+    assert!(!wal.wants_space());
+    disk.crash();
+    let (_, recovered) = open(&disk);
+    assert_eq!(
+        recovered.groups[&G].entries,
+        [entries(1, 1..=5), entries(2, 6..=400)].concat()
+    );
+}
+
+#[test]
+fn the_next_segment_is_ready_before_it_is_needed() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let mut next = 1;
+    while wal.stats().segments == 1 {
+        wal.prepare().unwrap();
+        commit(&mut wal, entries(1, next..=next));
+        next += 1;
+        if next == 30 {
+            assert_eq!(wal.stats().spares, 1, "half of the segment is used");
+            // Rolling over needs no room any more.
+            disk.set_capacity(Some(0));
+        }
+    }
+    assert!(matches!(wal.prepare(), Ok(())), "the new segment is not half full yet");
+    for index in next..next + 30 {
+        commit(&mut wal, entries(1, index..=index));
+    }
+    assert!(matches!(wal.prepare().unwrap_err(), WalError::NoSpace { .. }));
+    assert!(wal.wants_space());
+    disk.set_capacity(None);
+    wal.prepare().unwrap();
+    assert!(!wal.wants_space());
 }
 
 #[test]

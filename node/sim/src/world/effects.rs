@@ -13,16 +13,10 @@ use althing_raft::ids::LogPosition;
 use althing_raft::io::{RequestId, Role, View};
 use althing_shard::{Done, Effect, Event, Item, Refusal, Work};
 use althing_store::{ApplyItem, CommandResult, MemStore};
-use althing_wal::WalError;
-use std::io::ErrorKind;
 
 /// Under [`Sabotage::AckBeforeSync`], how much longer a sync takes than production's: long enough for a crash.
 const SABOTAGED_SYNC: u64 = 200 * MS;
 
-/// Whether a log failed because its disk has no space.
-fn error_is_full(error: &WalError) -> bool {
-    matches!(error, WalError::Io { source, .. } if source.kind() == ErrorKind::StorageFull)
-}
 /// What a process' clock shows at most when it starts.
 const FIRST_TIME_MAX: u64 = 20_000 * MS;
 
@@ -204,7 +198,7 @@ impl World {
                     return;
                 };
                 if let Err(error) = process.wal.compact(group, up_to) {
-                    if error_is_full(&error) {
+                    if error.is_no_space() {
                         self.counts.disk_full += 1;
                         self.crash(number);
                         return self.later(500 * MS, Todo::Start { machine: number });
@@ -269,7 +263,7 @@ impl World {
         process.syncing = process.writes.drain(..).collect();
         for (_, writes) in &process.syncing {
             if let Err(error) = process.wal.append(writes) {
-                if error_is_full(&error) {
+                if error.is_no_space() {
                     // Pitfall P19 again: the process ends, and comes back when there is space.
                     self.counts.disk_full += 1;
                     self.crash(number);

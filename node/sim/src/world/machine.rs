@@ -14,7 +14,6 @@ use althing_wal::sim_disk::SimDisk;
 use althing_wal::{GroupWrite, Options, Wal, WalError};
 use bytes::Bytes;
 use std::collections::{BTreeMap, VecDeque};
-use std::io::ErrorKind;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,8 +178,9 @@ impl From<WalError> for NoStart {
     fn from(error: WalError) -> Self {
         match error {
             WalError::Corrupt { .. } | WalError::Version { .. } => Self::Damaged(error.to_string()),
-            WalError::Io { ref source, .. } if source.kind() == ErrorKind::StorageFull => Self::DiskFull,
+            error if error.is_no_space() => Self::DiskFull,
             WalError::Io { .. }
+            | WalError::NoSpace { .. }
             | WalError::Locked { .. }
             | WalError::Failed { .. }
             | WalError::Misuse { .. }
