@@ -246,6 +246,28 @@ proptest! {
         prop_assert!(read(&bytes.into()).is_err());
     }
 
+    /// Behind a checksum that holds, bodies that begin as real ones do: lengths and counts are where the decoder expects them.
+    #[test]
+    fn forged_changes_of_real_frames_never_panic_and_hold_no_more_than_they_are(
+        frame in frame(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), keep: prop::sample::Index, kind in 0..9u8, same_kind: bool,
+    ) {
+        let whole = frame.encode();
+        let mut body = whole[HEADER_BYTES..].to_vec();
+        if !body.is_empty() {
+            for (at, byte) in changes {
+                let at = at.index(body.len());
+                body[at] = byte;
+            }
+            body.truncate(keep.index(body.len()) + 1);
+        }
+        let kind = if same_kind { whole[HEADER_BYTES - 1] } else { kind };
+        let header = Header { len: body.len(), crc: checksum(kind, &body), kind };
+        let len = body.len();
+        if let Ok(frame) = header.decode_body(body.into()) {
+            prop_assert!(frame.encode().len() <= HEADER_BYTES + len);
+        }
+    }
+
     #[test]
     fn cut_messages_never_panic(message in message(), keep: prop::sample::Index) {
         let mut out = BytesMut::new();
@@ -330,4 +352,31 @@ fn a_length_over_the_limit_is_refused_before_anything_is_reserved() {
     let mut header = [0; HEADER_BYTES];
     header[..4].copy_from_slice(&u32::MAX.to_le_bytes());
     assert_eq!(Header::decode(header), Err(FrameError::TooLong(u32::MAX as usize)));
+}
+
+#[test]
+fn counts_of_four_billion_are_refused_without_reserving_anything() {
+    for tag in [APPEND, SNAPSHOT, FORWARD] {
+        let mut body = BytesMut::new();
+        (0..4).for_each(|field| body.put_u64_le(field));
+        body.put_u8(tag);
+        // What stands before the first count.
+        let before = match tag {
+            APPEND | SNAPSHOT => 24,
+            _ => 0,
+        };
+        body.put_bytes(0, before);
+        body.put_u32_le(u32::MAX);
+        let body = body.freeze();
+        let header = Header {
+            len: body.len(),
+            crc: checksum(MESSAGES, &body),
+            kind: MESSAGES,
+        };
+        let error = header.decode_body(body).unwrap_err();
+        assert!(
+            matches!(error, FrameError::Body(CodecError::Short { left: 0, .. })),
+            "{error}"
+        );
+    }
 }

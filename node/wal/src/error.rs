@@ -93,3 +93,25 @@ pub enum WalError {
         max: u64,
     },
 }
+
+impl WalError {
+    /// Whether the volume is full, and nothing else is wrong.
+    #[must_use]
+    pub fn is_no_space(&self) -> bool {
+        match self {
+            Self::NoSpace { .. } => true,
+            Self::Io { source, .. } => is_full(source),
+            Self::Corrupt { .. }
+            | Self::Version { .. }
+            | Self::Locked { .. }
+            | Self::Failed { .. }
+            | Self::Misuse { .. }
+            | Self::TooLarge { .. }
+            | Self::SegmentSize { .. } => false,
+        }
+    }
+}
+
+pub(crate) fn is_full(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}

@@ -17,12 +17,15 @@
 
 mod disk;
 mod error;
+#[cfg(test)]
+mod fuzz_tests;
 mod record;
 mod recover;
 mod segment;
 mod wal;
 
 pub mod codec;
+pub mod inspect;
 pub mod sim_disk;
 
 pub use disk::{Disk, File, StdDisk};

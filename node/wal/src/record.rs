@@ -230,6 +230,21 @@ impl RawRecord {
     }
 }
 
+/// As `encode_record`, for a record that this build would never write.
+#[cfg(test)]
+pub(crate) fn forge_record(segment: u64, seq: u64, group: GroupId, kind: u8, body: &[u8], out: &mut Vec<u8>) {
+    let at = out.len();
+    out.put_u32_le(u32::try_from(body.len()).unwrap());
+    out.put_u32_le(0);
+    out.put_u64_le(seq);
+    out.put_u64_le(group.0);
+    out.put_u64_le(u64::from(kind));
+    out.put_slice(body);
+    let crc = checksum(segment, &out[at..]);
+    out[at + 4..at + 8].copy_from_slice(&crc.to_le_bytes());
+    out.resize(at + record_len(body.len()), 0);
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

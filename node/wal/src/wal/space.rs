@@ -2,10 +2,9 @@
 //! first byte, so a full volume refuses a batch that nobody was promised anything about, and never breaks one in the middle.
 
 use super::{STATE_BYTES_MAX, Wal};
-use crate::error::WalError;
+use crate::error::{WalError, is_full};
 use crate::record::{BATCH_END_BYTES, SEGMENT_HEADER_BYTES};
 use crate::segment::{Filling, io_error};
-use std::io;
 use std::path::PathBuf;
 
 /// Bytes of the next segment that one `prepare` fills: about a millisecond, so that no batch waits long behind it.
@@ -99,9 +98,7 @@ impl Wal {
     /// Tells a full volume from other failures.
     fn roomy<T>(&mut self, act: impl FnOnce(&Self) -> Result<T, WalError>) -> Result<T, WalError> {
         match act(self) {
-            Err(WalError::Io { source, .. })
-                if matches!(source.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded) =>
-            {
+            Err(WalError::Io { source, .. }) if is_full(&source) => {
                 self.out_of_space = true;
                 Err(WalError::NoSpace {
                     dir: self.dir.clone(),
