@@ -86,6 +86,14 @@ pub enum StoreError {
         /// What the caller said.
         found: Index,
     },
+    /// A defragmentation came to nothing. The store is what it was.
+    #[error("the store at {path} was not defragmented: {what}; nothing has changed, try again later")]
+    Defragment {
+        /// The store's directory.
+        path: PathBuf,
+        /// Why not.
+        what: &'static str,
+    },
     /// The group was born already.
     #[error("group {group} is bootstrapped already")]
     Bootstrapped {
@@ -103,6 +111,26 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether what the store holds is damaged, so that moving it away and rebuilding it helps. Against a full disk or missing
+    /// permissions it does not.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Self::Engine {
+                source: sled::Error::Io(source),
+                ..
+            } => source.raw_os_error().is_none() || source.kind() == io::ErrorKind::NotFound,
+            Self::Engine { .. } | Self::Panicked { .. } | Self::Corrupt { .. } | Self::Unreadable { .. } => true,
+            Self::Io { .. }
+            | Self::Locked { .. }
+            | Self::Version { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Defragment { .. }
+            | Self::Bootstrapped { .. }
+            | Self::Snapshot { .. } => false,
+        }
+    }
+
     /// Whether the volume is full: time to stop writing and raise an alarm.
     #[must_use]
     pub fn is_no_space(&self) -> bool {
@@ -119,6 +147,7 @@ impl StoreError {
             | Self::Corrupt { .. }
             | Self::Unreadable { .. }
             | Self::OutOfOrder { .. }
+            | Self::Defragment { .. }
             | Self::Bootstrapped { .. }
             | Self::Snapshot { .. } => false,
         }

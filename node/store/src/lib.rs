@@ -26,5 +26,5 @@ pub mod snapshot;
 pub use error::StoreError;
 pub use mem::MemStore;
 pub use mvcc::{ApplyItem, CommandResult, Mvcc, RangeAnswer, StoreSize, Sweep};
-pub use sled_store::{CHUNK_BYTES, Opened, QUARANTINES_MAX, SledOptions, SledStore};
+pub use sled_store::{BARRIER_BYTES, CHUNK_BYTES, Defragmented, Opened, QUARANTINES_MAX, SledOptions, SledStore};
 pub use state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};

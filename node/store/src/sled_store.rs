@@ -7,15 +7,22 @@
 //! 1. Creation ends with an fsync of every file and directory, and only then the `FORMAT` marker is written. A directory without
 //!    marker was never finished: it is deleted and made anew.
 //! 2. sled's own flusher is off. `checkpoint` flushes and then calls fdatasync on the database file itself.
+//!    Also, sled takes a segment of its file into use again as soon as what it held was written elsewhere, durable or not: a power cut
+//!    between two checkpoints could leave neither copy. So nothing more is applied before what was is durable, in steps
+//!    of [`BARRIER_BYTES`], which is less than a segment: what a step frees is not overwritten within it.
 //! 3. One tree; one batch per apply, with the applied record in it. Nothing spans trees.
 //! 4. An `open` that fails or panics moves the directory into quarantine and starts empty: the WAL and snapshots rebuild it. Every
 //!    other call is guarded too; after a panic all fail.
 //! 5. No value ever becomes a blob file: larger ones are cut into rows of [`CHUNK_BYTES`].
 //! 6. One thread writes. Others only read. No sled transactions, merge operators or subscriptions.
 //! 7. The cache is sized by the caller; resident memory is three to five times the data in it.
-//! 8. Deleting does not shrink the file. Defragmenting (copying into a fresh store) is a later issue.
+//! 8. Deleting does not shrink the file; [`SledStore::defragment`] copies what is live into a fresh store and swaps the marker.
 //! 9. The host checks at start that `applied` lies within the WAL's log and quarantines otherwise: only it sees both.
 //! 10. On a full disk ([`StoreError::is_no_space`]) the host stops writing; sled is not asked to write again.
+
+mod defrag;
+
+pub use defrag::Defragmented;
 
 use crate::error::StoreError;
 use crate::mem::fill_page;
@@ -29,20 +36,24 @@ use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// Bytes of a value that stay in one row. sled keeps a leaf of up to 20 rows (16 and what a merge may add) as one log record, and
 /// records above 128 KiB become blob files: 20 rows of 6 KiB with their keys stay below.
 pub const CHUNK_BYTES: usize = 6 << 10;
 
+/// Weight of what is applied between two syncs of the database, and of what one batch should have at most. sled's segments have 512 KiB, and it writes a few bytes for every byte applied.
+pub const BARRIER_BYTES: usize = 128 << 10;
+
 /// Damaged stores kept for a look by a person; older ones are deleted so that they do not fill the volume.
 pub const QUARANTINES_MAX: usize = 2;
 
 const MARKER: &str = "FORMAT";
-/// 2: rows may be packed.
-const MARKER_TEXT: &str = "althing-store 2\n";
+/// What the marker says of a store in [`SLED_DIR`]; one that a defragmentation made has its directory's name after it. 2: rows may be
+/// packed.
+const MARKER_TEXT: &str = "althing-store 2";
 /// What this build reads too, and turns into its own before it writes: its rows are all unpacked ones.
-const MARKER_TEXT_BEFORE: &str = "althing-store 1\n";
+const MARKER_TEXT_BEFORE: &str = "althing-store 1";
 const SLED_DIR: &str = "sled";
 const QUARANTINE: &str = "quarantine-";
 
@@ -82,14 +93,50 @@ pub enum Opened {
 pub struct SledStore(Arc<Inner>);
 
 struct Inner {
+    dir: PathBuf,
+    /// The database in use. A call takes it once and keeps it to its end, so that a swap never shows half of each.
+    current: RwLock<Arc<Database>>,
+    panicked: AtomicBool,
+    /// Held by whoever writes. While a defragmentation copies, what is applied goes to its copy too.
+    writer: Mutex<Writing>,
+    /// Held by the defragmentation under way.
+    defragmenting: Mutex<()>,
+    _lock: File,
+}
+
+/// What the writing side keeps.
+#[derive(Default)]
+struct Writing {
+    /// The copy that a defragmentation makes.
+    copy: Option<sled::Db>,
+    /// Bytes applied since the last sync.
+    unsynced: usize,
+}
+
+/// One sled database.
+struct Database {
     db: sled::Db,
     path: PathBuf,
     /// Our own descriptor of sled's database file, for rule 2.
     file: File,
-    panicked: AtomicBool,
     /// Blob files that are durable; also keeps two checkpoints from running at once.
     synced_blobs: Mutex<BTreeSet<OsString>>,
-    _lock: File,
+    /// After `db`, which writes when it closes.
+    leftover: defrag::Leftover,
+}
+
+impl Database {
+    fn new(db: sled::Db, path: PathBuf) -> Result<Self, StoreError> {
+        let db_file = path.join("db");
+        let file = File::open(&db_file).map_err(io_error("open", &db_file))?;
+        Ok(Self {
+            db,
+            leftover: defrag::Leftover::new(&path),
+            path,
+            file,
+            synced_blobs: Mutex::new(BTreeSet::new()),
+        })
+    }
 }
 
 fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> StoreError {
@@ -147,25 +194,6 @@ fn guard<T>(action: &'static str, path: &Path, call: impl FnOnce() -> sled::Resu
     }
 }
 
-/// Whether moving the store away can help. Against a full disk or missing permissions it cannot.
-fn is_damage(error: &StoreError) -> bool {
-    match error {
-        StoreError::Engine {
-            source: sled::Error::Io(source),
-            ..
-        } => source.raw_os_error().is_none() || source.kind() == io::ErrorKind::NotFound,
-        StoreError::Engine { .. } | StoreError::Panicked { .. } => true,
-        StoreError::Io { .. }
-        | StoreError::Locked { .. }
-        | StoreError::Version { .. }
-        | StoreError::Corrupt { .. }
-        | StoreError::Unreadable { .. }
-        | StoreError::OutOfOrder { .. }
-        | StoreError::Bootstrapped { .. }
-        | StoreError::Snapshot { .. } => false,
-    }
-}
-
 fn open_sled(path: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
     guard("open", path, || {
         sled::Config::new()
@@ -194,14 +222,20 @@ impl SledStore {
             fs::TryLockError::Error(source) => io_error("lock", &lock_path)(source),
         })?;
 
-        let path = dir.join(SLED_DIR);
-        let (db, opened) = if Self::marked(dir)? {
+        let fresh = dir.join(SLED_DIR);
+        let (db, path, opened) = if let Some(path) = Self::current_dir(dir)? {
+            // What a defragmentation left that did not come to its end, or whose end was cut short.
+            defrag::remove_others(dir, Some(&path))?;
             match open_sled(&path, options) {
-                Ok(db) => (db, Opened::Existing),
-                Err(error) if is_damage(&error) => {
+                Ok(db) => {
+                    Self::mark_version(dir, &path)?;
+                    (db, path, Opened::Existing)
+                }
+                Err(error) if error.is_damage() => {
                     let moved = Self::quarantine(dir)?;
                     (
                         Self::create(dir, options)?,
+                        fresh,
                         Opened::Quarantined {
                             path: moved,
                             reason: error.to_string(),
@@ -211,16 +245,14 @@ impl SledStore {
                 Err(error) => return Err(error),
             }
         } else {
-            (Self::create(dir, options)?, Opened::Created)
+            (Self::create(dir, options)?, fresh, Opened::Created)
         };
-        let db_file = path.join("db");
-        let file = File::open(&db_file).map_err(io_error("open", &db_file))?;
         let inner = Inner {
-            db,
-            path,
-            file,
+            dir: dir.to_owned(),
+            current: RwLock::new(Arc::new(Database::new(db, path)?)),
             panicked: AtomicBool::new(false),
-            synced_blobs: Mutex::new(BTreeSet::new()),
+            writer: Mutex::default(),
+            defragmenting: Mutex::new(()),
             _lock: lock,
         };
         Ok((Self(Arc::new(inner)), opened))
@@ -232,6 +264,7 @@ impl SledStore {
     /// # Errors
     /// If the disk refuses.
     pub fn quarantine(dir: &Path) -> Result<PathBuf, StoreError> {
+        let path = Self::current_dir(dir)?.unwrap_or_else(|| dir.join(SLED_DIR));
         // The marker goes first: a crash in between leaves a store that `open` deletes, never one that it trusts.
         let marker = dir.join(MARKER);
         match fs::remove_file(&marker) {
@@ -258,42 +291,58 @@ impl SledStore {
             remove_dir(&dir.join(format!("{QUARANTINE}{oldest}")))?;
         }
         let target = dir.join(format!("{QUARANTINE}{number}"));
-        let path = dir.join(SLED_DIR);
         fs::rename(&path, &target).map_err(io_error("move away", &path))?;
         sync_dir(dir)?;
         Ok(target)
     }
 
-    /// Whether creation was finished, by a version that this build can read.
-    fn marked(dir: &Path) -> Result<bool, StoreError> {
+    /// The directory of the database in use; `None` if its creation was never finished.
+    ///
+    /// # Errors
+    /// If another version wrote the marker, or it cannot be read.
+    pub fn current_dir(dir: &Path) -> Result<Option<PathBuf>, StoreError> {
         let marker = dir.join(MARKER);
-        match fs::read_to_string(&marker) {
-            Ok(text) if text == MARKER_TEXT => Ok(true),
-            Ok(text) if text == MARKER_TEXT_BEFORE => Self::mark(dir).map(|()| true),
-            Ok(text) => Err(StoreError::Version {
+        let text = match fs::read_to_string(&marker) {
+            Ok(text) => text,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => return Err(io_error("read", &marker)(error)),
+        };
+        let named = |version| {
+            let rest = text.trim_end().strip_prefix(version)?;
+            match rest {
+                "" => Some(SLED_DIR),
+                rest => rest.strip_prefix(' ').filter(|name| defrag::number(name).is_some()),
+            }
+        };
+        match named(MARKER_TEXT).or_else(|| named(MARKER_TEXT_BEFORE)) {
+            Some(name) => Ok(Some(dir.join(name))),
+            None => Err(StoreError::Version {
                 file: marker,
                 found: text.trim().chars().take(80).collect(),
             }),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(io_error("read", &marker)(error)),
         }
     }
 
     fn create(dir: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
+        defrag::remove_others(dir, None)?;
         let path = dir.join(SLED_DIR);
-        remove_dir(&path)?;
         let db = open_sled(&path, options)?;
         guard("flush", &path, || db.flush())?;
         sync_tree(&path)?;
-        sync_dir(dir)?;
-        Self::mark(dir)?;
+        Self::mark(dir, SLED_DIR)?;
         Ok(db)
     }
 
-    /// Says, durably, that the store is whole and of this version.
-    fn mark(dir: &Path) -> Result<(), StoreError> {
+    /// Makes a directory, whose content is durable, the database.
+    fn mark(dir: &Path, name: &str) -> Result<(), StoreError> {
+        sync_dir(dir)?;
+        let text = if name == SLED_DIR {
+            format!("{MARKER_TEXT}\n")
+        } else {
+            format!("{MARKER_TEXT} {name}\n")
+        };
         let (marker, new) = (dir.join(MARKER), dir.join("FORMAT.new"));
-        fs::write(&new, MARKER_TEXT).map_err(io_error("write", &new))?;
+        fs::write(&new, text).map_err(io_error("write", &new))?;
         File::open(&new)
             .and_then(|file| file.sync_all())
             .map_err(io_error("sync", &new))?;
@@ -301,17 +350,36 @@ impl SledStore {
         sync_dir(dir)
     }
 
-    fn call<T>(&self, action: &'static str, call: impl FnOnce(&sled::Db) -> sled::Result<T>) -> Result<T, StoreError> {
-        let Inner { db, path, panicked, .. } = &*self.0;
+    /// Names this version before anything is written that an earlier one could not read.
+    fn mark_version(dir: &Path, path: &Path) -> Result<(), StoreError> {
+        let marker = dir.join(MARKER);
+        let text = fs::read_to_string(&marker).map_err(io_error("read", &marker))?;
+        match path.file_name().and_then(|name| name.to_str()) {
+            Some(name) if text.starts_with(MARKER_TEXT_BEFORE) => Self::mark(dir, name),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn current(&self) -> Arc<Database> {
+        Arc::clone(&self.0.current.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn call<T>(
+        &self,
+        database: &Database,
+        action: &'static str,
+        call: impl FnOnce(&sled::Db) -> sled::Result<T>,
+    ) -> Result<T, StoreError> {
+        let panicked = &self.0.panicked;
         if panicked.load(Ordering::Acquire) {
             let message = "it panicked before".to_owned();
             return Err(StoreError::Panicked {
                 action,
-                path: path.clone(),
+                path: database.path.clone(),
                 message,
             });
         }
-        let result = guard(action, path, || call(db));
+        let result = guard(action, &database.path, || call(&database.db));
         if let Err(StoreError::Panicked { .. }) = &result {
             panicked.store(true, Ordering::Release);
         }
@@ -323,49 +391,41 @@ impl SledStore {
     /// # Errors
     /// If the directory cannot be read.
     pub fn blob_files(&self) -> Result<usize, StoreError> {
-        Ok(self.list_blobs()?.len())
+        Ok(list_blobs(&self.current())?.len())
     }
 
-    fn list_blobs(&self) -> Result<BTreeSet<OsString>, StoreError> {
-        let dir = self.0.path.join("blobs");
-        let names = fs::read_dir(&dir).map_err(io_error("list", &dir))?;
-        names
-            .map(|item| item.map(|item| item.file_name()).map_err(io_error("list", &dir)))
-            .collect()
-    }
-
-    fn damaged(&self, what: &str, row: &[u8]) -> StoreError {
+    fn damaged(database: &Database, what: &str, row: &[u8]) -> StoreError {
         StoreError::Engine {
             action: "read",
-            path: self.0.path.clone(),
+            path: database.path.clone(),
             source: sled::Error::ReportableBug(format!("{what} of a value of {} bytes", row.len())),
         }
     }
 
     /// The pack in which a key would stand that has no row of its own: that of the last row before it.
-    fn pack_before(&self, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, StoreError> {
-        let before = self.call("read", |db| db.get_lt(key))?;
+    fn pack_before(&self, database: &Database, key: &[u8]) -> Result<Option<(sled::IVec, sled::IVec)>, StoreError> {
+        let before = self.call(database, "read", |db| db.get_lt(key))?;
         Ok(before.filter(|(at, row)| at.first() == Some(&DATA) && row.first() == Some(&pack::PACKED)))
     }
 
     /// All rows that are stored as this one, with the keys as callers know them.
-    fn unfold(&self, at: &[u8], row: sled::IVec) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
+    fn unfold(&self, database: &Database, at: &[u8], row: &sled::IVec) -> Result<Vec<(Bytes, Bytes)>, StoreError> {
         if row.first() != Some(&pack::PACKED) {
             let key = Bytes::copy_from_slice(&at[1..]);
-            let value = self.assemble(&key, row)?;
+            let value = self.assemble(database, &key, row)?;
             return Ok(vec![(key, value)]);
         }
-        pack::entries(&row)
+        pack::entries(row)
             .map(|entry| {
-                let (key, value) = entry.ok_or_else(|| self.damaged("a pack", &row))?;
+                let (key, value) = entry.ok_or_else(|| Self::damaged(database, "a pack", row))?;
                 Ok((Bytes::copy_from_slice(key), Bytes::copy_from_slice(value)))
             })
             .collect()
     }
 
     /// The value behind a row, put together from its chunks.
-    fn assemble(&self, key: &[u8], row: sled::IVec) -> Result<Bytes, StoreError> {
-        let damaged = |what: &str| self.damaged(what, &row);
+    fn assemble(&self, database: &Database, key: &[u8], row: &sled::IVec) -> Result<Bytes, StoreError> {
+        let damaged = |what: &str| Self::damaged(database, what, row);
         let Some((tag, mut rest)) = row.split_first() else {
             return Err(damaged("no tag"));
         };
@@ -378,7 +438,7 @@ impl SledStore {
         let len = rest.get_u32_le() as usize;
         let mut value = Vec::new();
         for number in 0..chunk_count(len) {
-            let chunk = self.call("read", |db| db.get(chunk_key(key, number)))?;
+            let chunk = self.call(database, "read", |db| db.get(chunk_key(key, number)))?;
             value.extend_from_slice(&chunk.ok_or_else(|| damaged("a chunk is missing"))?);
         }
         if value.len() == len {
@@ -387,6 +447,14 @@ impl SledStore {
             Err(damaged("wrong chunks"))
         }
     }
+}
+
+fn list_blobs(database: &Database) -> Result<BTreeSet<OsString>, StoreError> {
+    let dir = database.path.join("blobs");
+    let names = fs::read_dir(&dir).map_err(io_error("list", &dir))?;
+    names
+        .map(|item| item.map(|item| item.file_name()).map_err(io_error("list", &dir)))
+        .collect()
 }
 
 fn chunk_count(len: usize) -> u32 {
@@ -456,15 +524,27 @@ fn put_run(run: &[(Bytes, Bytes)], rows: &mut sled::Batch) {
 impl StateStore for SledStore {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
         let at = data_key(key);
-        let pack = match self.call("read", |db| db.get(&at))? {
-            Some(row) if row.first() == Some(&pack::PACKED) => row,
-            Some(row) => return self.assemble(key, row).map(Some),
-            None => match self.pack_before(&at)? {
-                Some((_, pack)) => pack,
-                None => return Ok(None),
-            },
-        };
-        pack::find(&pack, key).ok_or_else(|| self.damaged("a pack", &pack))
+        let database = self.current();
+        loop {
+            let Some(row) = self.call(&database, "read", |db| db.get(&at))? else {
+                return match self.pack_before(&database, &at)? {
+                    Some((_, pack)) => pack::find(&pack, key).ok_or_else(|| Self::damaged(&database, "a pack", &pack)),
+                    None => Ok(None),
+                };
+            };
+            if row.first() == Some(&pack::PACKED) {
+                return pack::find(&row, key).ok_or_else(|| Self::damaged(&database, "a pack", &row));
+            }
+            match self.assemble(&database, key, &row) {
+                Ok(value) => return Ok(Some(value)),
+                // Row and chunks are read one after the other. If the row has changed since, they did not belong together.
+                Err(error) => {
+                    if self.call(&database, "read", |db| db.get(&at))?.as_ref() == Some(&row) {
+                        return Err(error);
+                    }
+                }
+            }
+        }
     }
 
     fn scan(&self, span: &KeySpan, order: Order, limit: PageLimit) -> Result<Page, StoreError> {
@@ -474,17 +554,18 @@ impl StateStore for SledStore {
         let start = data_key(&span.start);
         let end = span.end.as_ref().map_or_else(|| vec![DATA + 1], |end| data_key(end));
         // The first rows of the span may stand in a pack that begins before it.
-        let mut first = match self.call("read", |db| db.get(&start))? {
+        let database = self.current();
+        let mut first = match self.call(&database, "read", |db| db.get(&start))? {
             Some(_) => None,
-            None => self.pack_before(&start)?,
+            None => self.pack_before(&database, &start)?,
         };
-        let mut rows = self.call("scan", |db| Ok(db.range(start..end)))?;
+        let mut rows = self.call(&database, "scan", |db| Ok(db.range(start..end)))?;
         let stored = std::iter::from_fn(|| {
             let forward = order == Order::Forward;
             if forward && let Some(first) = first.take() {
                 return Some(Ok(first));
             }
-            let row = self.call("scan", |_| {
+            let row = self.call(&database, "scan", |_| {
                 let row = if forward { rows.next() } else { rows.next_back() };
                 row.transpose()
             });
@@ -492,7 +573,7 @@ impl StateStore for SledStore {
         });
         let within = |key: &[u8]| *key >= *span.start && span.end.as_ref().is_none_or(|end| *key < **end);
         let rows = stored.flat_map(|stored| {
-            let unfolded = stored.and_then(|(at, row)| self.unfold(&at, row));
+            let unfolded = stored.and_then(|(at, row)| self.unfold(&database, &at, &row));
             let (rows, error) = match unfolded {
                 Ok(mut rows) => {
                     rows.retain(|(key, _)| within(key));
@@ -509,6 +590,15 @@ impl StateStore for SledStore {
     }
 
     fn apply(&self, batch: Batch) -> Result<(), StoreError> {
+        let mut writing = self.0.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let database = self.current();
+        let weight = batch.weight();
+        if writing.unsynced > 0 && writing.unsynced + weight > BARRIER_BYTES {
+            self.call(&database, "flush", |db| db.flush())?;
+            database.file.sync_data().map_err(io_error("sync", &database.path))?;
+            writing.unsynced = 0;
+        }
+        writing.unsynced += weight;
         let mut rows = sled::Batch::default();
         // Packs that lose rows.
         let mut packs: BTreeMap<sled::IVec, (sled::IVec, BTreeSet<Bytes>)> = BTreeMap::new();
@@ -518,11 +608,11 @@ impl StateStore for SledStore {
                 BatchOp::Run(run) => put_run(&run, &mut rows),
                 BatchOp::Delete(key) => {
                     let at = data_key(&key);
-                    let row = self.call("read", |db| db.get(&at))?;
+                    let row = self.call(&database, "read", |db| db.get(&at))?;
                     let pack = match &row {
                         Some(row) if row.first() == Some(&pack::PACKED) => Some((at.as_slice().into(), row.clone())),
                         Some(_) => None,
-                        None => self.pack_before(&at)?,
+                        None => self.pack_before(&database, &at)?,
                     };
                     if let Some((at, pack)) = pack {
                         packs.entry(at).or_insert_with(|| (pack, BTreeSet::new())).1.insert(key);
@@ -545,16 +635,27 @@ impl StateStore for SledStore {
                 None => rows.remove(at),
             }
         }
-        self.call("apply a batch", |db| db.apply_batch(rows))
+        match writing.copy.as_ref() {
+            None => self.call(&database, "apply a batch", |db| db.apply_batch(rows)),
+            Some(to) => {
+                self.call(&database, "apply a batch", |db| db.apply_batch(rows.clone()))?;
+                // The copy is nobody's state yet: if it fails, so does the defragmentation, and nothing else.
+                if guard("apply a batch", &database.path, || to.apply_batch(rows)).is_err() {
+                    writing.copy = None;
+                }
+                Ok(())
+            }
+        }
     }
 
     fn checkpoint(&self) -> Result<(), StoreError> {
-        let mut synced = self.0.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
-        self.call("flush", |db| db.flush())?;
-        self.0.file.sync_data().map_err(io_error("sync", &self.0.path))?;
+        let database = self.current();
+        let mut synced = database.synced_blobs.lock().unwrap_or_else(PoisonError::into_inner);
+        self.call(&database, "flush", |db| db.flush())?;
+        database.file.sync_data().map_err(io_error("sync", &database.path))?;
         // Rule 5 says that there are none. If there are all the same, they are part of the state.
-        let blobs = self.list_blobs()?;
-        let dir = self.0.path.join("blobs");
+        let blobs = list_blobs(&database)?;
+        let dir = database.path.join("blobs");
         let new: Vec<_> = blobs.difference(&synced).collect();
         for name in &new {
             let path = dir.join(name);
@@ -572,6 +673,6 @@ impl StateStore for SledStore {
     }
 
     fn size_on_disk(&self) -> Result<u64, StoreError> {
-        self.call("measure", sled::Db::size_on_disk)
+        self.call(&self.current(), "measure", sled::Db::size_on_disk)
     }
 }

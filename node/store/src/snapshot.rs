@@ -30,6 +30,9 @@ pub const CHUNK_BYTES_TARGET: usize = 512 << 10;
 /// Largest chunk that an importer accepts: a row of the largest request (1.5 MiB by etcd's default) with much to spare.
 pub const CHUNK_BYTES_MAX: usize = 8 << 20;
 
+/// Weight of the batches in which an importer writes: well below what the engine makes durable at once.
+const IMPORT_BATCH_WEIGHT: usize = 64 << 10;
+
 const CHUNK_VERSION: u8 = 1;
 const CHUNK_HEADER_BYTES: usize = 10;
 const ROW_OVERHEAD_BYTES: usize = 16;
@@ -390,6 +393,10 @@ impl<S: StateStore> Import<S> {
             let row = Row::decode(bytes.clone()).map_err(read)?;
             self.state.index.load(id, &row, bytes.len());
             batch.put(self.state.slot.row_key(id), bytes);
+            // What an import leaves halfway is nobody's state, so its batches can be small ones.
+            if batch.weight() >= IMPORT_BATCH_WEIGHT {
+                self.store.apply(std::mem::take(&mut batch))?;
+            }
         }
         reader.finish("snapshot rows").map_err(read)?;
         self.store.apply(batch)

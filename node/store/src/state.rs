@@ -3,6 +3,11 @@
 use crate::error::StoreError;
 use bytes::Bytes;
 
+/// What a removal weighs: a tenth of a page of the usual size, since engines write a page again after about ten changes.
+const REMOVAL_WEIGHT: usize = 2 << 10;
+/// Rows that one batch removes, so that it weighs about as much as a batch of puts may (see `BARRIER_BYTES`).
+pub(crate) const REMOVALS_MAX: usize = 64;
+
 /// One change of a batch.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum BatchOp {
@@ -28,6 +33,17 @@ impl Batch {
     /// Adds a run of rows; see [`BatchOp::Run`] for what the caller promises.
     pub fn run(&mut self, rows: impl IntoIterator<Item = (Bytes, Bytes)>) {
         self.0.push(BatchOp::Run(rows.into_iter().collect()));
+    }
+
+    /// About how many bytes an engine writes for it: a put is written as it is, a removal anywhere makes it write a page again.
+    #[must_use]
+    pub fn weight(&self) -> usize {
+        let weights = self.0.iter().map(|op| match op {
+            BatchOp::Put(key, value) => key.len() + value.len(),
+            BatchOp::Run(rows) => rows.iter().map(|(key, value)| key.len() + value.len()).sum(),
+            BatchOp::Delete(key) => key.len() + REMOVAL_WEIGHT,
+        });
+        weights.sum()
     }
 
     /// Adds a removal.
@@ -135,7 +151,8 @@ pub trait StateStore: Clone + Send + Sync + 'static {
     /// # Errors
     /// If the engine fails.
     fn clear_some(&self, span: &KeySpan, limit: PageLimit) -> Result<bool, StoreError> {
-        let page = self.scan(span, Order::Forward, limit)?;
+        let rows = limit.rows.min(REMOVALS_MAX);
+        let page = self.scan(span, Order::Forward, PageLimit { rows, ..limit })?;
         if page.is_empty() {
             return Ok(true);
         }

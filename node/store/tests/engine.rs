@@ -341,3 +341,143 @@ fn a_store_of_the_version_before_is_read_and_then_marked_as_this_one() {
     assert_eq!(store.get(b"a").unwrap(), Some(bytes("1")));
     assert_eq!(std::fs::read_to_string(&marker).unwrap(), "althing-store 2\n");
 }
+
+fn rows(store: &SledStore) -> Vec<(Bytes, Bytes)> {
+    let everything = KeySpan {
+        start: Bytes::new(),
+        end: None,
+    };
+    let mut all = Vec::new();
+    let mut span = everything;
+    loop {
+        let page = store.scan(&span, Order::Forward, PageLimit::WALK).unwrap();
+        let Some((last, _)) = page.last() else { return all };
+        span.start = [&last[..], &[0]].concat().into();
+        all.extend(page);
+    }
+}
+
+fn databases(dir: &Path) -> Vec<String> {
+    let names = std::fs::read_dir(dir)
+        .unwrap()
+        .map(|item| item.unwrap().file_name().into_string().unwrap());
+    names.filter(|name| name.starts_with("sled")).collect()
+}
+
+#[test]
+fn defragmenting_gives_space_back_and_keeps_every_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    let value = vec![7; 3_000];
+    for at in 0..4_000u32 {
+        store.apply(batch(&[(&format!("key{at:05}"), &value)], &[])).unwrap();
+    }
+    store.apply(batch(&[("large", &vec![9; 100_000])], &[])).unwrap();
+    for at in 0..3_900u32 {
+        store.apply(batch(&[], &[&format!("key{at:05}")])).unwrap();
+    }
+    store.checkpoint().unwrap();
+    let before = rows(&store);
+    let done = store.defragment(OPTIONS, || true).unwrap();
+    assert!(done.after * 4 < done.before, "{done:?}");
+    assert_eq!(rows(&store), before);
+    assert_eq!(databases(dir.path()), ["sled-1"]);
+    store.apply(batch(&[("later", b"1")], &[])).unwrap();
+    store.checkpoint().unwrap();
+    drop(store);
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(store.get(b"later").unwrap(), Some(bytes("1")));
+    assert_eq!(rows(&store).len(), before.len() + 1);
+    store.defragment(OPTIONS, || true).unwrap();
+    assert_eq!(databases(dir.path()), ["sled-2"]);
+}
+
+#[test]
+fn writing_and_reading_go_on_while_a_store_is_defragmented() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    for at in 0..20_000u32 {
+        store.apply(batch(&[(&format!("key{at:05}"), b"old")], &[])).unwrap();
+    }
+    let writer = store.clone();
+    let mut written = 0u32;
+    // Between every two pages: a change before the cursor, one behind it, a new key, a removal, a read of each.
+    let done = store
+        .defragment(OPTIONS, || {
+            let (low, high) = (format!("key{written:05}"), format!("key{:05}", 19_999 - written));
+            writer
+                .apply(batch(
+                    &[(&low, b"new"), (&high, b"new"), (&format!("more{written}"), b"new")],
+                    &[],
+                ))
+                .unwrap();
+            let gone = format!("key{:05}", 10_000 + written);
+            writer.apply(batch(&[], &[&gone])).unwrap();
+            assert_eq!(writer.get(low.as_bytes()).unwrap(), Some(bytes("new")));
+            assert_eq!(writer.get(gone.as_bytes()).unwrap(), None);
+            written += 1;
+            true
+        })
+        .unwrap();
+    assert!(written > 20 && done.rows > 19_000, "{written} pages, {done:?}");
+    drop(writer);
+    let after = rows(&store);
+    drop(store);
+    let (store, _) = sled(dir.path());
+    assert_eq!(rows(&store), after);
+    assert_eq!(after.len(), 20_000);
+    let changed = after.iter().filter(|(_, value)| value == "new").count();
+    assert_eq!(changed, 3 * written as usize);
+}
+
+#[test]
+fn a_defragmentation_that_is_broken_off_leaves_the_store_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    for at in 0..5_000u32 {
+        store.apply(batch(&[(&format!("key{at:05}"), b"1")], &[])).unwrap();
+    }
+    let before = rows(&store);
+    let mut pages = 0;
+    let error = store
+        .defragment(OPTIONS, || {
+            pages += 1;
+            pages < 4
+        })
+        .unwrap_err();
+    assert!(matches!(error, StoreError::Defragment { .. }), "{error}");
+    assert_eq!(databases(dir.path()), ["sled"]);
+    store.apply(batch(&[("later", b"1")], &[])).unwrap();
+    assert_eq!(rows(&store).len(), before.len() + 1);
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_defragmentation_leaves_one_good_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, _) = sled(dir.path());
+    store.apply(batch(&[("a", b"1")], &[])).unwrap();
+    drop(store);
+    // Before the swap of the marker: a copy beside the store, whole or not.
+    for leftover in ["sled-1/blobs", "sled-7"] {
+        std::fs::create_dir_all(dir.path().join(leftover)).unwrap();
+    }
+    std::fs::write(dir.path().join("sled-1/conf"), b"half").unwrap();
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(databases(dir.path()), ["sled"]);
+    store.defragment(OPTIONS, || true).unwrap();
+    drop(store);
+    // After it: the old store beside the new one.
+    std::fs::create_dir_all(dir.path().join("sled/blobs")).unwrap();
+    let (store, opened) = sled(dir.path());
+    assert_eq!(opened, Opened::Existing);
+    assert_eq!(store.get(b"a").unwrap(), Some(bytes("1")));
+    assert_eq!(databases(dir.path()), ["sled-1"]);
+    drop(store);
+    // And damage to a defragmented store is quarantined like any other.
+    std::fs::write(dir.path().join("sled-1/conf"), b"this is not a sled configuration").unwrap();
+    let (_store, opened) = sled(dir.path());
+    assert!(matches!(opened, Opened::Quarantined { .. }), "{opened:?}");
+    assert_eq!(databases(dir.path()), ["sled"]);
+}

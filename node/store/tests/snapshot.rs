@@ -204,6 +204,27 @@ fn chunks_lost_doubled_or_swapped_are_refused() {
     }
 }
 
+/// A chunk with a right checksum.
+fn seal(kind: u8, seq: u32, body: &[u8]) -> Bytes {
+    let mut chunk = vec![1, kind];
+    chunk.extend(seq.to_le_bytes());
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&chunk), body);
+    chunk.extend(crc.to_le_bytes());
+    chunk.extend(body);
+    chunk.into()
+}
+
+#[test]
+fn a_header_that_promises_four_billion_members_reserves_nothing_for_them() {
+    let real = &chunks(&source())[0];
+    let record_len = u32::from_le_bytes(real[10..14].try_into().unwrap()) as usize;
+    let mut body = real[10..14 + record_len].to_vec();
+    body.extend(u32::MAX.to_le_bytes());
+    let mut import = Mvcc::open(MemStore::default(), G).unwrap().import();
+    let error = import.chunk(&seal(1, 0, &body)).unwrap_err().to_string();
+    assert!(error.contains("needs 8 bytes and 0 are left"), "{error}");
+}
+
 #[test]
 fn rows_out_of_order_are_refused_although_the_checksum_holds() {
     let chunks = chunks(&source());
@@ -331,6 +352,39 @@ proptest! {
     fn arbitrary_chunks_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..200)) {
         let target = Mvcc::open(MemStore::default(), G).unwrap();
         prop_assert!(target.import().chunk(&Bytes::from(noise)).is_err());
+    }
+
+    /// Behind a checksum that holds, any body: an error that says what, or rows no larger than the chunk.
+    #[test]
+    fn forged_chunks_never_panic(kind in 0..5u8, after in 0..3usize, body in proptest::collection::vec(any::<u8>(), 0..200)) {
+        let mut import = Mvcc::open(MemStore::default(), G).unwrap().import();
+        for chunk in &chunks(&source())[..after] {
+            import.chunk(chunk).unwrap();
+        }
+        let _ = import.chunk(&seal(kind, after as u32, &body));
+    }
+
+    /// The same with bodies that begin as real ones do: lengths and counts are where the decoder expects them.
+    #[test]
+    fn forged_changes_of_real_chunks_never_panic(
+        which in 0..3usize, changes in proptest::collection::vec((any::<proptest::sample::Index>(), any::<u8>()), 1..6), keep in any::<proptest::sample::Index>(),
+    ) {
+        let chunks = chunks(&source());
+        let store = MemStore::default();
+        let mut import = Mvcc::open(store.clone(), G).unwrap().import();
+        for chunk in &chunks[..which] {
+            import.chunk(chunk).unwrap();
+        }
+        let mut body = chunks[which][10..].to_vec();
+        for (at, byte) in changes {
+            let at = at.index(body.len());
+            body[at] = byte;
+        }
+        body.truncate(keep.index(body.len() + 1));
+        let before = store.size_on_disk().unwrap();
+        let _ = import.chunk(&seal(chunks[which][1], which as u32, &body));
+        let grown = store.size_on_disk().unwrap() - before;
+        prop_assert!(grown <= 4 * body.len() as u64 + 64, "{} bytes were stored for {}", grown, body.len());
     }
 
     #[test]

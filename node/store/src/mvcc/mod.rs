@@ -28,9 +28,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use view::{Fail, View, finish_range, read_revision, rows_wanted};
 
-/// Keys that one `compact_step` looks at, and rows that it deletes at most: about a millisecond of the index's lock.
+/// Keys that one `compact_step` looks at: about a millisecond of the index's lock.
 const SWEEP_KEYS_MAX: usize = 4096;
-const SWEEP_ROWS_MAX: usize = 1024;
+/// Rows that it deletes at most: a batch that the engine can make durable as a whole.
+const SWEEP_ROWS_MAX: usize = crate::state::REMOVALS_MAX;
 
 /// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
 const READ_RETRIES: usize = 3;
@@ -217,6 +218,12 @@ impl<S: StateStore> Mvcc<S> {
             writer: Mutex::new(writer),
             exports: Arc::new(()),
         })
+    }
+
+    /// What it stands on.
+    #[must_use]
+    pub fn engine(&self) -> &S {
+        &self.store
     }
 
     /// Gives a group that was never written its first configuration and members.
