@@ -99,33 +99,16 @@ impl Identity {
         let path = dir.join("identity.json");
         match fs::read(&path) {
             Ok(bytes) => {
-                let unreadable = |source| IdentityError::Unreadable {
-                    path: path.clone(),
-                    source,
-                };
-                let stored: Stored = serde_json::from_slice(&bytes).map_err(unreadable)?;
-                if stored.format_version != FORMAT_VERSION {
-                    return Err(IdentityError::Version {
-                        path,
-                        found: stored.format_version,
-                    });
-                }
-                if stored.name != name {
+                let (stored, member, cluster) = parse(&path, &bytes)?;
+                if stored != name {
                     return Err(IdentityError::OtherName {
-                        stored: stored.name,
+                        stored,
                         given: name.to_owned(),
                     });
                 }
-                let bad = |what: std::num::ParseIntError| unreadable(serde::de::Error::custom(what));
-                let member = stored.member_id.parse().map_err(bad)?;
-                let cluster = stored
-                    .cluster_id
-                    .map(|id| u64::from_str_radix(&id, 16))
-                    .transpose()
-                    .map_err(bad)?;
                 Ok(Self {
                     path,
-                    name: stored.name,
+                    name: stored,
                     member,
                     cluster,
                     _lock: lock,
@@ -144,6 +127,19 @@ impl Identity {
                 identity.write()?;
                 Ok(identity)
             }
+            Err(error) => Err(failed("read", &path)(error)),
+        }
+    }
+
+    /// Reads the name, member and cluster of a volume, without a lock and without changing anything; `None` if it has none.
+    ///
+    /// # Errors
+    /// If it is damaged or of another version, or the disk refuses.
+    pub fn peek(dir: &Path) -> Result<Option<(String, MemberId, Option<u64>)>, IdentityError> {
+        let path = dir.join("identity.json");
+        match fs::read(&path) {
+            Ok(bytes) => parse(&path, &bytes).map(Some),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
             Err(error) => Err(failed("read", &path)(error)),
         }
     }
@@ -194,6 +190,28 @@ impl Identity {
         };
         write().map_err(failed("write", &self.path))
     }
+}
+
+fn parse(path: &Path, bytes: &[u8]) -> Result<(String, MemberId, Option<u64>), IdentityError> {
+    let unreadable = |source| IdentityError::Unreadable {
+        path: path.to_owned(),
+        source,
+    };
+    let stored: Stored = serde_json::from_slice(bytes).map_err(unreadable)?;
+    if stored.format_version != FORMAT_VERSION {
+        return Err(IdentityError::Version {
+            path: path.to_owned(),
+            found: stored.format_version,
+        });
+    }
+    let bad = |what: std::num::ParseIntError| unreadable(serde::de::Error::custom(what));
+    let member = stored.member_id.parse().map_err(bad)?;
+    let cluster = stored
+        .cluster_id
+        .map(|id| u64::from_str_radix(&id, 16))
+        .transpose()
+        .map_err(bad)?;
+    Ok((stored.name, member, cluster))
 }
 
 /// A random number from the operating system.

@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod identity;
 pub mod inbox;
+pub mod inspect;
 pub mod keyspace;
 mod listener;
 pub mod members;

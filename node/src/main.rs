@@ -1,9 +1,11 @@
 //! `althing-node`: one member of a replicated, etcd-compatible key-value database.
 
 use althing_node::config::{Config, ConfigError, RunArgs};
+use althing_node::inspect::{inspect, render};
 use althing_node::node::Node;
 use althing_node::telemetry::Telemetry;
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
@@ -27,8 +29,57 @@ struct Cli {
 enum Command {
     /// Run a member until SIGTERM or SIGINT
     Run(Box<RunArgs>),
+    /// Print what a volume holds and what a start would do with it; changes nothing
+    Inspect(InspectArgs),
     /// Print the version
     Version,
+}
+
+/// Flags of `althing-node inspect`.
+#[derive(Args)]
+struct InspectArgs {
+    /// Directory of the volume
+    #[arg(long, env = "ALTHING_DATA_DIR", value_name = "DIR")]
+    data_dir: PathBuf,
+    /// Form of the answer
+    #[arg(short, long, value_enum, default_value = "table")]
+    output: Output,
+    /// Where a copy of the state may be opened for a look, which takes as much room as the state [default: the place for temporary files]
+    #[arg(long, value_name = "DIR")]
+    scratch: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, ValueEnum)]
+enum Output {
+    /// For people
+    Table,
+    /// For programs
+    Json,
+}
+
+fn look(args: &InspectArgs) -> ExitCode {
+    let scratch = args.scratch.clone().unwrap_or_else(std::env::temp_dir);
+    let report = match inspect(&args.data_dir, &scratch) {
+        Ok(report) => report,
+        Err(error) => {
+            eprintln!(
+                "althing-node: cannot list {}: {error}; is the volume mounted there?",
+                args.data_dir.display()
+            );
+            return ExitCode::FAILURE;
+        }
+    };
+    match args.output {
+        Output::Table => print!("{}", render(&report)),
+        Output::Json => match serde_json::to_string_pretty(&report) {
+            Ok(text) => println!("{text}"),
+            Err(error) => {
+                eprintln!("althing-node: cannot write the report: {error}");
+                return ExitCode::FAILURE;
+            }
+        },
+    }
+    ExitCode::SUCCESS
 }
 
 fn main() -> ExitCode {
@@ -37,6 +88,7 @@ fn main() -> ExitCode {
             println!("althing-node {}", env!("CARGO_PKG_VERSION"));
             ExitCode::SUCCESS
         }
+        Command::Inspect(args) => look(&args),
         Command::Run(args) => match settings(&args) {
             Ok(config) => run(config),
             Err(error) => {

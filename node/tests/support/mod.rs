@@ -50,6 +50,8 @@ pub struct Node {
     host: String,
     dir: tempfile::TempDir,
     extra: Vec<String>,
+    env: Vec<(String, PathBuf)>,
+    data: Option<PathBuf>,
     process: Option<Child>,
 }
 
@@ -71,16 +73,58 @@ impl Node {
     }
 
     pub fn start_with(name: &str, extra: &[&str]) -> Self {
-        let extra = extra.iter().map(|arg| (*arg).to_owned()).collect();
-        let mut node = Self {
-            name: name.to_owned(),
-            host: loopback(),
-            dir: tempfile::tempdir().unwrap(),
-            extra,
-            process: None,
-        };
+        let mut node = Self::prepare(name, tempfile::tempdir().unwrap(), extra);
         node.run();
         node
+    }
+
+    /// Not yet running.
+    pub fn prepare(name: &str, dir: tempfile::TempDir, extra: &[&str]) -> Self {
+        Self {
+            name: name.to_owned(),
+            host: loopback(),
+            dir,
+            extra: extra.iter().map(|arg| (*arg).to_owned()).collect(),
+            env: Vec::new(),
+            data: None,
+            process: None,
+        }
+    }
+
+    /// Sets the environment of the next runs.
+    pub fn with_env(&mut self, env: Vec<(String, PathBuf)>) {
+        self.env = env;
+    }
+
+    /// Puts the volume somewhere else, before the first run.
+    pub fn with_data_dir(&mut self, dir: PathBuf) {
+        self.data = Some(dir);
+    }
+
+    pub fn data_dir(&self) -> PathBuf {
+        self.data.clone().unwrap_or_else(|| self.dir.path().join("data"))
+    }
+
+    /// The process that runs.
+    pub fn pid(&self) -> rustix::process::Pid {
+        rustix::process::Pid::from_child(self.process.as_ref().unwrap())
+    }
+
+    /// Puts it where another one was.
+    pub fn in_place_of(&mut self, other: &Node) {
+        self.host.clone_from(&other.host);
+    }
+
+    /// HOST:PORT for clients.
+    pub fn client_address(&self) -> String {
+        format!("{}:2379", self.host)
+    }
+
+    /// Whether the process has ended by itself.
+    pub fn has_ended(&mut self) -> bool {
+        self.process
+            .as_mut()
+            .is_none_or(|process| process.try_wait().unwrap().is_some())
     }
 
     /// Adds flags for the next run.
@@ -96,17 +140,20 @@ impl Node {
         let mut command = Command::new(env!("CARGO_BIN_EXE_althing-node"));
         command
             .env_clear()
+            .envs(self.env.iter().map(|(name, value)| (name, value)))
             .arg("run")
             .args(["--name", &self.name])
             .arg("--data-dir")
-            .arg(self.dir.path().join("data"));
+            .arg(self.data_dir());
         for (flag, port) in [("--client-addr", 2379), ("--peer-addr", 2380), ("--admin-addr", 2381)] {
             command.arg(flag).arg(format!("{}:{port}", self.host));
         }
         // Small segments: filling 64 MiB with zeros per node is most of a test's time.
-        command
-            .args(["--wal-segment-bytes", "8388608", "--log-filter", "info"])
-            .args(&self.extra);
+        let segments = "--wal-segment-bytes";
+        if !self.extra.iter().any(|arg| arg == segments) {
+            command.args([segments, "8388608"]);
+        }
+        command.args(["--log-filter", "info"]).args(&self.extra);
         command
     }
 
@@ -143,7 +190,7 @@ impl Node {
 
     /// Empties the volume.
     pub fn wipe(&self) {
-        std::fs::remove_dir_all(self.dir.path().join("data")).unwrap();
+        std::fs::remove_dir_all(self.data_dir()).unwrap();
     }
 
     pub fn peer_addr(&self) -> String {
