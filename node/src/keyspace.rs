@@ -12,7 +12,7 @@ use althing_raft::roster::Footprint;
 use althing_shard::{Done, Event, Refusal};
 use althing_store::codec::encode_command;
 use althing_store::ops::{Command, KeyRange, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
-use althing_store::{StoreError, footprint};
+use althing_store::{SledOptions, StoreError, footprint};
 use async_trait::async_trait;
 use bytes::BytesMut;
 use std::sync::Arc;
@@ -171,7 +171,7 @@ impl Keyspace for DefaultKeyspace {
     }
 
     async fn execute(&self, command: Command) -> Result<(Header, OpResult), KeyspaceError> {
-        if grows(&command) && self.shared.short_of_space() {
+        if (grows(&command) && self.shared.short_of_space()) || self.shared.out_of_space() {
             self.count(Outcome::refused);
             return Err(OpError::NoSpace.into());
         }
@@ -300,6 +300,48 @@ impl Keyspace for DefaultKeyspace {
             Done::Transferred { .. } => Err(KeyspaceError::LeaderChanged),
             Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } => {
                 unreachable!("invariant: a transfer is answered as one")
+            }
+        }
+    }
+
+    async fn defragment(&self) -> Result<Header, KeyspaceError> {
+        let store = self.store()?;
+        let (engine, room) = (store.engine().clone(), self.shared.room.clone());
+        let options = SledOptions {
+            cache_bytes: self.shared.config.store_cache_bytes,
+        };
+        let shared = Arc::clone(&self.shared);
+        let done = tokio::task::spawn_blocking(move || {
+            let size = store.size()?;
+            // The copy takes about what is in use; without that much to spare it is not begun.
+            if !room.takes(size.in_use / 2) {
+                return Ok(None);
+            }
+            let go_on = || room.takes(0) && !shared.stopping.load(std::sync::atomic::Ordering::Acquire);
+            engine.defragment(options, go_on).map(Some)
+        });
+        match done.await {
+            Ok(Ok(Some(done))) => {
+                tracing::info!(
+                    before = done.before,
+                    after = done.after,
+                    rows = done.rows,
+                    "defragmented the state store"
+                );
+                Ok(self.header())
+            }
+            Ok(Ok(None)) => Err(OpError::NoSpace.into()),
+            Ok(Err(error @ StoreError::Defragment { .. })) => {
+                tracing::warn!(%error, "not defragmented");
+                Err(KeyspaceError::TooManyRequests)
+            }
+            Ok(Err(error)) => {
+                tracing::error!(%error, "the state store cannot be defragmented; it is what it was");
+                Err(KeyspaceError::Stopped)
+            }
+            Err(error) => {
+                tracing::error!(%error, "the defragmentation ended in a panic");
+                Err(KeyspaceError::Stopped)
             }
         }
     }

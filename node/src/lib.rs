@@ -25,6 +25,7 @@ pub mod ready;
 pub mod recover;
 pub mod shared;
 pub mod snapshot;
+pub mod space;
 pub mod telemetry;
 pub mod threads;
 pub mod waiters;

@@ -13,6 +13,7 @@ use crate::ready;
 use crate::recover::{RecoverError, judge};
 use crate::shared::{Inboxes, Shared, Store};
 use crate::snapshot::Outgoing;
+use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
 use crate::threads::AbortOnPanic;
 use crate::threads::host::Job;
@@ -243,7 +244,7 @@ impl Node {
             .unwrap_or_else(|| format!("http://{admin_addr}"));
 
         let identity = tokio::task::block_in_place(|| Identity::open(&config.data_dir, &config.name))?;
-        let volume = tokio::task::block_in_place(|| Volume::open(&config))?;
+        let volume = tokio::task::block_in_place(|| Volume::open_with_room(&config))?;
         let (boot, seed) = (draw()?, draw()?);
         let me = identity.member();
         let net = Net::start(threads_wanted()).map_err(NodeError::Thread)?;
@@ -295,26 +296,27 @@ impl Node {
             Arc::clone(&machine),
         ));
         let wal_thread = {
-            let shared = Arc::clone(&shared);
-            thread("wal", move || {
-                wal::run(
-                    volume.wal,
-                    &shared.wal,
-                    &shared.host,
-                    &shared.waiters,
-                    &shared.metrics,
-                    clock,
-                )
-            })?
+            let writer = wal::Writer {
+                wal: volume.wal,
+                inbox: Arc::clone(&shared.wal),
+                host: Arc::clone(&shared.host),
+                waiters: Arc::clone(&shared.waiters),
+                metrics: Arc::clone(&shared.metrics),
+                clock,
+                starved: Arc::clone(&shared.wal_starved),
+            };
+            thread("wal", move || writer.run())?
         };
         let applier = apply::Applier {
             machine,
             checkpointer: kick,
+            room: shared.room.clone(),
         };
         let apply_thread = thread("apply", move || applier.run())?;
         let checkpoint_thread = {
             let (groups, host) = (Arc::clone(&shared.groups), Arc::clone(&shared.host));
-            thread("checkpoint", move || checkpoint::run(&kicks, &groups, &host))?
+            let room = shared.room.clone();
+            thread("checkpoint", move || checkpoint::run(&kicks, &groups, &host, &room))?
         };
 
         let mut half_born = None;
@@ -472,6 +474,24 @@ struct Volume {
 }
 
 impl Volume {
+    /// Opens it; on a full disk, as soon as there is room: ending would only make somebody start the process again and again.
+    fn open_with_room(config: &Config) -> Result<Self, NodeError> {
+        loop {
+            let error = match Self::open(config) {
+                Err(NodeError::Store(error)) if error.is_no_space() => error.to_string(),
+                Err(NodeError::Wal(error)) if error.is_no_space() => error.to_string(),
+                other => return other,
+            };
+            let ballast = Ballast::new(&config.data_dir, config.volume_reserve_bytes);
+            if ballast.give_up().unwrap_or(false) {
+                tracing::warn!(error, "the volume is full; what was kept for a start on it is given up");
+                continue;
+            }
+            tracing::error!(error, "the volume is full, and the node starts when there is room");
+            std::thread::sleep(VOLUME_INTERVAL);
+        }
+    }
+
     fn open(config: &Config) -> Result<Self, NodeError> {
         let options = althing_wal::Options {
             segment_bytes: config.wal_segment_bytes,
@@ -512,7 +532,7 @@ fn open_store(config: &Config) -> Result<Store, NodeError> {
     };
     match open() {
         Ok(store) => Ok(store),
-        Err(error @ (StoreError::Corrupt { .. } | StoreError::Unreadable { .. } | StoreError::Panicked { .. })) => {
+        Err(error) if error.is_damage() => {
             let to = SledStore::quarantine(&dir)?;
             tracing::error!(%error, to = %to.display(), "the state contradicts itself; it is rebuilt from the log");
             Ok(open()?)
@@ -540,6 +560,7 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 async fn watch_volume(shared: Arc<Shared>) {
+    let ballast = Ballast::new(&shared.config.data_dir, shared.config.volume_reserve_bytes);
     loop {
         let before = shared.short_of_space();
         shared.measure_volume();
@@ -552,6 +573,9 @@ async fn watch_volume(shared: Arc<Shared>) {
                 short = now,
                 "space on the volume changed sides"
             );
+        }
+        if let Err(error) = ballast.keep(shared.volume()) {
+            tracing::debug!(%error, "nothing is kept for a start on a full volume");
         }
         tokio::time::sleep(VOLUME_INTERVAL).await;
     }

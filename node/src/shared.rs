@@ -6,6 +6,7 @@ use crate::inbox::Inbox;
 use crate::members::MemberInfo;
 use crate::metrics::Metrics;
 use crate::ready::Readiness;
+use crate::space::{Room, Volume};
 use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
 use crate::threads::wal::WalJob;
@@ -30,6 +31,9 @@ const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 const READERS_APART_MAX: usize = 8;
 /// Readers that share a request when they are more: enough to make the request cheap, few enough that they do not touch every key.
 const READERS_TOGETHER_MAX: usize = 64;
+/// How long an answer about room holds, so that thousands of requests a second do not each ask the file system: what comes in
+/// meanwhile is within the room that is kept for commands under way.
+const MEASURED_FOR_MICROS: u64 = 2_000;
 
 /// The state machine of one group, as this node keeps it.
 pub type Store = Mvcc<SledStore>;
@@ -69,15 +73,6 @@ impl Groups {
     }
 }
 
-/// Space on the volume.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Volume {
-    /// Bytes that a program may still use.
-    pub free: u64,
-    /// All bytes.
-    pub size: u64,
-}
-
 /// A node's common ground.
 pub struct Shared {
     /// Settings, with advertised addresses filled in.
@@ -110,8 +105,14 @@ pub struct Shared {
     pub groups: Arc<Groups>,
     /// Role, leader, term, configuration of each group, as last said by the host.
     soft: RwLock<BTreeMap<GroupId, Soft>>,
+    /// Where space is measured.
+    pub room: Room,
+    /// When it was last asked whether commands can be taken, in microseconds, times two; plus one if they could not.
+    crowded: AtomicU64,
     /// Space, as last measured.
     volume: RwLock<Volume>,
+    /// The log could not allocate its next segment.
+    pub wal_starved: Arc<AtomicBool>,
     readiness: RwLock<Readiness>,
     /// A graceful shutdown is under way: not ready any more, but still serving.
     pub draining: AtomicBool,
@@ -155,6 +156,7 @@ impl Shared {
         inboxes: Inboxes,
         waiters: Waiters,
     ) -> Self {
+        let room = Room::new(config.data_dir.clone(), config.volume_reserve_bytes);
         Self {
             config,
             me,
@@ -171,7 +173,10 @@ impl Shared {
             apply: inboxes.apply,
             groups: Arc::default(),
             soft: RwLock::default(),
+            room,
+            crowded: AtomicU64::new(0),
             volume: RwLock::default(),
+            wal_starved: Arc::default(),
             readiness: RwLock::default(),
             draining: AtomicBool::new(false),
             stopping: AtomicBool::new(false),
@@ -235,12 +240,8 @@ impl Shared {
 
     /// Measures the volume.
     pub(crate) fn measure_volume(&self) {
-        match rustix::fs::statvfs(&self.config.data_dir) {
-            Ok(stat) => {
-                let volume = Volume {
-                    free: stat.f_bavail * stat.f_frsize,
-                    size: stat.f_blocks * stat.f_frsize,
-                };
+        match self.room.measure() {
+            Ok(volume) => {
                 self.metrics
                     .volume_free
                     .set(i64::try_from(volume.free).unwrap_or(i64::MAX));
@@ -257,7 +258,21 @@ impl Shared {
     #[must_use]
     pub fn short_of_space(&self) -> bool {
         let volume = self.volume();
-        volume.size > 0 && volume.free < self.config.volume_reserve_bytes
+        let reserved = volume.size > 0 && volume.free < self.config.volume_reserve_bytes;
+        reserved || self.out_of_space() || self.wal_starved.load(Ordering::Acquire)
+    }
+
+    /// Whether not even a deletion can be taken, because the state store could not write it. Reads would then wait behind it.
+    #[must_use]
+    pub fn out_of_space(&self) -> bool {
+        let now = u64::try_from(self.clock.uptime().as_micros()).expect("invariant: no process runs for 500,000 years");
+        let last = self.crowded.load(Ordering::Relaxed);
+        if last != 0 && now.saturating_sub(last >> 1) < MEASURED_FOR_MICROS {
+            return last & 1 == 1;
+        }
+        let crowded = !self.room.takes_commands();
+        self.crowded.store(now << 1 | u64::from(crowded), Ordering::Relaxed);
+        crowded
     }
 
     /// When a request that comes now has taken too long.

@@ -3,6 +3,7 @@
 
 use super::die;
 use super::machine::Machine;
+use crate::space::{RETRY_INTERVAL, Room};
 use crate::threads::host::Job;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
@@ -18,10 +19,13 @@ use tokio::sync::oneshot;
 
 /// Items in one batch of the store: enough to make its cost per batch small, few enough to answer the first ones soon.
 const BATCH_ITEMS_MAX: usize = 1_024;
-/// Bytes of applied rows that the engine gets in one batch: some thousand small ones, a few milliseconds of its time.
-pub(super) const WRITE_OUT_BYTES: usize = 1 << 20;
+/// Bytes of applied rows that the engine gets in one batch, about: what came last is on top. The engine syncs between batches and not
+/// within one (see `BARRIER_BYTES`).
+pub(super) const WRITE_OUT_BYTES: usize = althing_store::BARRIER_BYTES / 2;
 /// How long they may wait for more. A batch's cost is then spread over all that was applied meanwhile; what a crash loses is in the log.
 const WRITE_OUT_DELAY: Duration = Duration::from_millis(20);
+/// Bytes of commands that are applied at once, for the same reason.
+const BATCH_BYTES_MAX: usize = althing_store::BARRIER_BYTES / 2;
 /// How long to wait before sweeping again while a snapshot is exported.
 const SWEEP_PAUSE: Duration = Duration::from_secs(1);
 
@@ -106,6 +110,8 @@ pub struct Applier {
     pub machine: Arc<Machine>,
     /// Wakes the checkpointer; its queue holds one.
     pub checkpointer: SyncSender<()>,
+    /// What the volume still takes.
+    pub room: Room,
 }
 
 impl Applier {
@@ -135,12 +141,16 @@ impl Applier {
                     ApplyJob::Behind => {}
                     ApplyJob::Snapshot(job) => {
                         // Snapshots must not overtake entries.
-                        self.apply_all(std::mem::take(&mut gathered));
+                        if !self.apply_all(std::mem::take(&mut gathered)) {
+                            return;
+                        }
                         self.snapshot_job(job, &mut incoming, &mut imports);
                     }
                 }
             }
-            self.apply_all(gathered);
+            if !self.apply_all(gathered) {
+                return;
+            }
             self.machine.answered(handed);
             write_at = self.write_out(idle, write_at);
             if self.machine.checkpoint_due() {
@@ -152,15 +162,33 @@ impl Applier {
         }
     }
 
-    fn apply_all(&self, gathered: BTreeMap<GroupId, (Vec<Item>, Instant)>) {
+    /// `false` if the node ended while there was no room: the log keeps what was not applied.
+    fn apply_all(&self, gathered: BTreeMap<GroupId, (Vec<Item>, Instant)>) -> bool {
         for (group, (items, committed)) in gathered {
             let store = self.machine.store(group);
             let mut items = items.into_iter().peekable();
             while items.peek().is_some() {
-                let batch = items.by_ref().take(BATCH_ITEMS_MAX).collect();
+                let mut bytes = 0;
+                let mut batch = Vec::new();
+                while let Some(item) = items.next_if(|item| {
+                    batch.is_empty() || (batch.len() < BATCH_ITEMS_MAX && bytes + item.bytes() <= BATCH_BYTES_MAX)
+                }) {
+                    bytes += item.bytes();
+                    batch.push(item);
+                }
+                let waiting = (bytes + store.pending_bytes()) as u64;
+                if !self.room.wait(waiting, || self.machine.inbox.is_closed()) {
+                    return false;
+                }
                 self.machine.apply(group, &store, batch, committed);
+                if store.pending_bytes() >= WRITE_OUT_BYTES
+                    && let Err(error) = store.write_out()
+                {
+                    die("applied entries cannot be written", &error);
+                }
             }
         }
+        true
     }
 
     fn snapshot_job(&self, job: SnapshotJob, incoming: &mut BTreeMap<GroupId, Incoming>, imports: &mut u64) {
@@ -203,6 +231,7 @@ impl Applier {
                 reply,
             } => {
                 let answer = match incoming.get_mut(&group).filter(|present| present.number == import) {
+                    Some(_) if !self.room.takes(chunk.len() as u64) => Err("the volume is full".to_owned()),
                     Some(present) => present.import.chunk(&chunk).map_err(|error| {
                         // Half of the chunk may have been taken: nobody can say where it stands now.
                         incoming.remove(&group);
@@ -261,11 +290,17 @@ impl Applier {
     fn write_out(&self, idle: bool, due: Option<Instant>) -> Option<Instant> {
         let now = self.machine.clock.instant();
         let late = due.is_some_and(|due| due <= now);
+        let stores = self.machine.groups.all();
+        let pending: usize = stores.iter().map(|(_, store)| store.pending_bytes()).sum();
+        if (late || pending >= WRITE_OUT_BYTES) && !self.room.takes(pending as u64) {
+            // The log has it all; whoever applies more waits for room (`apply_all`).
+            return Some(now + RETRY_INTERVAL);
+        }
         if late {
             // Before it is written: what comes meanwhile waits for the next time.
             self.machine.listen_again();
         }
-        for (_, store) in self.machine.groups.all() {
+        for (_, store) in stores {
             if (late || store.pending_bytes() >= WRITE_OUT_BYTES)
                 && let Err(error) = store.write_out()
             {
@@ -284,6 +319,9 @@ impl Applier {
         let now = self.machine.clock.instant();
         if !idle && due.is_some_and(|due| due > now) {
             return due;
+        }
+        if !self.room.takes(0) {
+            return Some(now + SWEEP_PAUSE);
         }
         let mut next = None;
         for (_, store) in self.machine.groups.all() {

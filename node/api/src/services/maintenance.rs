@@ -57,14 +57,16 @@ impl pb::maintenance_server::Maintenance for MaintenanceService {
         Ok(Response::new(render::status(header, status)))
     }
 
-    /// Succeeds at once: the state store writes to a log of segments and takes freed ones into use again while it
-    /// runs, so that there is never space which only a defragmentation could free.
+    /// Copies this member's live state into fresh files and frees the old ones; reads and writes go on beside it.
     async fn defragment(
         &self,
         request: Request<pb::DefragmentRequest>,
     ) -> Result<Response<pb::DefragmentResponse>, Status> {
         admit(&*self.keyspace, request)?;
-        Ok(Response::new(pb::DefragmentResponse { header: None }))
+        let header = self.keyspace.defragment().await.map_err(|error| status_of(&error))?;
+        Ok(Response::new(pb::DefragmentResponse {
+            header: Some(render::header(header)),
+        }))
     }
 
     async fn hash(&self, _request: Request<pb::HashRequest>) -> Result<Response<pb::HashResponse>, Status> {
