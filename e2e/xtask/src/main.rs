@@ -5,6 +5,7 @@ mod bench;
 mod chaos;
 mod cluster;
 mod codegen;
+mod durability;
 mod e2e;
 mod images;
 mod manifests;
@@ -44,6 +45,18 @@ enum Task {
     Chaos(chaos::Options),
     /// Run the simulator's seeds, in release mode on all cores; without arguments, 200 new ones in each profile.
     Sim(sim::Arguments),
+    /// Cut the power of a recorded node at many moments, start a node on each image, and look for what was lost.
+    PowerCut {
+        /// How many images.
+        #[arg(long, default_value_t = 300)]
+        images: u32,
+    },
+    /// Measure how long a member with much data takes to serve; arguments go to the measuring program.
+    Recovery {
+        /// --keys, --value-bytes, --starts, --dir, --cold
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<String>,
+    },
     /// Render manifests/install.yaml from the chart.
     Manifests {
         /// Change nothing; fail if the file differs.
@@ -87,6 +100,8 @@ fn run(task: Task) -> Result<ExitCode, Box<dyn Error>> {
         Task::E2e { filter } => end_to_end(filter.as_deref()).map_err(Into::into),
         Task::Chaos(options) => done(chaos::run(&options)),
         Task::Sim(arguments) => sim::run(&arguments).map_err(Into::into),
+        Task::PowerCut { images } => done(durability::power_cut(images)),
+        Task::Recovery { args } => done(durability::recovery(&args)),
         Task::Manifests { check: true } => done(manifests::check()),
         Task::Manifests { check: false } => done(manifests::write()),
         Task::Guard { pid } => done(e2e::guard(pid)),

@@ -304,6 +304,52 @@ fn a_crash_at_any_operation_while_a_laggard_is_copied_loses_nothing() {
 }
 
 #[test]
+fn a_crash_at_any_operation_while_segments_are_recycled_loses_nothing_and_revives_nothing() {
+    // Terms tell a record of a recycled file's earlier life from one that belongs there.
+    let term = |index: u64| index / 40 + 1;
+    let at = |index: u64| entry(term(index), index, &format!("value {index}"));
+    let run = |disk: &SimDisk| -> (u64, u64) {
+        let Ok((mut wal, _)) = try_open(disk) else {
+            return (0, 0);
+        };
+        let mut recycled = 0;
+        for index in 1..=400 {
+            let spares = wal.stats().spares;
+            let mut step = || -> Result<(), WalError> {
+                wal.append(&[write(G, vec![at(index)])])?;
+                if index % 10 == 0 {
+                    wal.compact(G, position(term(index - 2), index - 2))?;
+                }
+                wal.sync()
+            };
+            if step().is_err() {
+                return (index - 1, recycled);
+            }
+            recycled += u64::from(wal.stats().spares < spares);
+        }
+        (400, recycled)
+    };
+    let whole = SimDisk::new(0);
+    let (_, recycled) = run(&whole);
+    assert!(recycled >= 3, "only {recycled} segments were taken into use again");
+    for ops in 0..whole.ops() {
+        let disk = SimDisk::new(ops);
+        disk.fail_after(ops);
+        let (synced, _) = run(&disk);
+        disk.crash();
+        let (_, recovered) = open(&disk);
+        let log = recovered.groups.get(&G).cloned().unwrap_or_default();
+        let (first, last) = (log.log_start.index.0 + 1, log.last().index.0);
+        assert!(last >= synced, "after {ops} operations: {last} of {synced}");
+        assert_eq!(
+            log.entries,
+            (first..=last).map(at).collect::<Vec<_>>(),
+            "after {ops} operations"
+        );
+    }
+}
+
+#[test]
 fn a_log_that_is_mostly_alive_is_not_copied() {
     let disk = SimDisk::new(1);
     let (mut wal, _) = open(&disk);
