@@ -25,7 +25,7 @@ pub enum Kind {
 pub type Metric = (&'static str, Kind);
 
 /// What a member exports.
-pub const MEMBER_METRICS: [Metric; 32] = [
+pub const MEMBER_METRICS: [Metric; 39] = [
     ("althing_member_info", Kind::Gauge),
     ("althing_raft_leader", Kind::Gauge),
     ("althing_raft_has_leader", Kind::Gauge),
@@ -36,6 +36,13 @@ pub const MEMBER_METRICS: [Metric; 32] = [
     ("althing_raft_voters", Kind::Gauge),
     ("althing_raft_learners", Kind::Gauge),
     ("althing_raft_peer_lag", Kind::Gauge),
+    ("althing_reads_local", Kind::Gauge),
+    ("althing_reads_held", Kind::Gauge),
+    ("althing_reads_bounced", Kind::Gauge),
+    ("althing_reads_by_index", Kind::Gauge),
+    ("althing_read_lease", Kind::Gauge),
+    ("althing_roster_epoch", Kind::Gauge),
+    ("althing_roster_responders", Kind::Gauge),
     ("althing_proposals", Kind::Counter),
     ("althing_proposals_pending", Kind::Gauge),
     ("althing_grpc_requests", Kind::Counter),
