@@ -129,6 +129,8 @@ impl Database {
     fn new(db: sled::Db, path: PathBuf) -> Result<Self, StoreError> {
         let db_file = path.join("db");
         let file = File::open(&db_file).map_err(io_error("open", &db_file))?;
+        // What a killed process had written may still be in the page cache alone; `Writing::unsynced` begins at nothing.
+        file.sync_data().map_err(io_error("sync", &db_file))?;
         Ok(Self {
             db,
             leftover: defrag::Leftover::new(&path),

@@ -110,7 +110,10 @@ impl SledStore {
                 Ok(Defragmented { before, after, rows })
             }
             Err(error) => {
-                remove_dir(&path)?;
+                // Unless the marker may name it already: then both stay, nothing is written any more, and the next open sees which it is.
+                if !inner.panicked.load(Ordering::Acquire) {
+                    remove_dir(&path)?;
+                }
                 Err(error)
             }
         }
@@ -174,7 +177,13 @@ impl SledStore {
         sync_tree(path)?;
         let after = guard("measure", path, || new.size_on_disk())?;
         let database = Database::new(new, path.to_owned())?;
-        Self::mark(&inner.dir, name)?;
+        if let Err(error) = Self::mark(&inner.dir, name) {
+            let unchanged = Self::current_dir(&inner.dir).is_ok_and(|present| present.as_ref() == Some(&old.path));
+            if !unchanged {
+                inner.panicked.store(true, Ordering::Release);
+            }
+            return Err(error);
+        }
         writer.copy = None;
         *inner.current.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(database);
         Ok((rows, after))
