@@ -111,6 +111,30 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// Whether sled's own lock on its file is still held. Ours keeps other processes away, so it is a database of this process that is
+    /// still closing.
+    #[must_use]
+    pub(crate) fn is_still_closing(&self) -> bool {
+        match self {
+            // sled wraps the operating system's error into a text.
+            Self::Engine {
+                source: sled::Error::Io(source),
+                ..
+            } => source.to_string().contains("could not acquire lock"),
+            Self::Engine { .. }
+            | Self::Panicked { .. }
+            | Self::Corrupt { .. }
+            | Self::Unreadable { .. }
+            | Self::Io { .. }
+            | Self::Locked { .. }
+            | Self::Version { .. }
+            | Self::OutOfOrder { .. }
+            | Self::Defragment { .. }
+            | Self::Bootstrapped { .. }
+            | Self::Snapshot { .. } => false,
+        }
+    }
+
     /// Whether what the store holds is damaged, so that moving it away and rebuilding it helps. Against a full disk or missing
     /// permissions it does not.
     #[must_use]
@@ -119,7 +143,10 @@ impl StoreError {
             Self::Engine {
                 source: sled::Error::Io(source),
                 ..
-            } => source.raw_os_error().is_none() || source.kind() == io::ErrorKind::NotFound,
+            } => {
+                !self.is_still_closing()
+                    && (source.raw_os_error().is_none() || source.kind() == io::ErrorKind::NotFound)
+            }
             Self::Engine { .. } | Self::Panicked { .. } | Self::Corrupt { .. } | Self::Unreadable { .. } => true,
             Self::Io { .. }
             | Self::Locked { .. }

@@ -37,6 +37,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
+use std::time::Duration;
 
 /// Bytes of a value that stay in one row. sled keeps a leaf of up to 20 rows (16 and what a merge may add) as one log record, and
 /// records above 128 KiB become blob files: 20 rows of 6 KiB with their keys stay below.
@@ -196,7 +197,26 @@ fn guard<T>(action: &'static str, path: &Path, call: impl FnOnce() -> sled::Resu
     }
 }
 
+/// How often, and how long apart, to try again while a database that this process has dropped is still closing: sled does that on its own
+/// threads. A second and a half is far more than it takes.
+const CLOSING_TRIES: u32 = 75;
+const CLOSING_PAUSE: Duration = Duration::from_millis(20);
+
+#[expect(
+    clippy::disallowed_methods,
+    reason = "an engine is opened once, before anything is served"
+)]
 fn open_sled(path: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
+    for _ in 0..CLOSING_TRIES {
+        match try_open_sled(path, options) {
+            Err(error) if error.is_still_closing() => std::thread::sleep(CLOSING_PAUSE),
+            opened => return opened,
+        }
+    }
+    try_open_sled(path, options)
+}
+
+fn try_open_sled(path: &Path, options: SledOptions) -> Result<sled::Db, StoreError> {
     guard("open", path, || {
         sled::Config::new()
             .path(path)

@@ -179,6 +179,19 @@ fn a_store_whose_creation_was_cut_short_is_made_anew() {
 }
 
 #[test]
+fn a_store_that_is_still_closing_is_waited_for_and_never_taken_for_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    drop(sled(dir.path()));
+    let held = std::fs::File::open(dir.path().join("sled/db")).unwrap();
+    // Blocks until the store above has closed, on whichever thread.
+    held.lock().unwrap();
+    let error = SledStore::open(dir.path(), OPTIONS).err().unwrap();
+    assert!(!error.is_damage(), "{error}");
+    held.unlock().unwrap();
+    assert_eq!(sled(dir.path()).1, Opened::Existing);
+}
+
+#[test]
 fn a_damaged_store_goes_into_quarantine_and_an_empty_one_takes_its_place() {
     let dir = tempfile::tempdir().unwrap();
     for round in 1..=QUARANTINES_MAX + 2 {
