@@ -14,6 +14,7 @@ use althing_raft::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Term};
 use althing_raft::message::{Body, Message};
 use althing_raft::roster::ReadsState;
 use althing_raft::spec_codec;
+use althing_store::codec::{JOINT_FLAG, encode_reads, encode_snapshot_meta};
 use althing_wal::codec::{self, CodecError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 use std::collections::BTreeSet;
@@ -582,25 +583,11 @@ fn decode_reply(buf: &mut Bytes) -> Result<HelloReply, FrameError> {
     })
 }
 
-/// The top bit of the voters' count: the configuration is joint, and the outgoing voters follow the learners. Written only then,
-/// so that an earlier version reads everything else, and refuses a joint configuration instead of taking half of it for the
-/// whole.
-const JOINT_FLAG: u32 = 1 << 31;
-
-/// `position | config index u64 | voters | learners | outgoing if joint`, each list as `count u32 | id u64 ...`.
+/// In the store's form; how reads are answered follows if anybody ever asked for it.
 fn encode_meta(meta: &SnapshotMeta, out: &mut BytesMut) {
-    let config = &meta.config;
-    codec::encode_position(meta.position, out);
-    out.put_u64_le(config.index.0);
-    let flag = if config.is_joint() { JOINT_FLAG } else { 0 };
-    put_members(&config.voters, flag, out);
-    put_members(&config.learners, 0, out);
-    if config.is_joint() {
-        put_members(&config.outgoing, 0, out);
-    }
+    encode_snapshot_meta(meta, out);
     if meta.reads != ReadsState::default() {
-        out.put_u64_le(meta.reads.index.0);
-        spec_codec::encode_spec(&meta.reads.spec, out);
+        encode_reads(&meta.reads, out);
     }
 }
 
@@ -612,12 +599,6 @@ fn decode_meta_reads(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
         reads: ReadsState { spec, index },
         ..meta
     })
-}
-
-fn put_members(members: &BTreeSet<MemberId>, flag: u32, out: &mut BytesMut) {
-    let count = u32::try_from(members.len()).expect("invariant: a group has a handful of members");
-    out.put_u32_le(count | flag);
-    members.iter().for_each(|member| out.put_u64_le(member.0));
 }
 
 fn decode_meta(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {

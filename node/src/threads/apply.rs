@@ -3,6 +3,7 @@
 
 use super::die;
 use super::machine::Machine;
+use crate::shared::Store;
 use crate::space::{RETRY_INTERVAL, Room};
 use crate::threads::host::Job;
 use althing_raft::entry::SnapshotMeta;
@@ -114,6 +115,13 @@ pub struct Applier {
     pub room: Room,
 }
 
+/// Gives the engine what was applied.
+fn give(store: &Store) {
+    if let Err(error) = store.write_out() {
+        die("applied entries cannot be written", &error);
+    }
+}
+
 impl Applier {
     /// Runs until the inbox is closed and empty.
     pub fn run(self) {
@@ -181,10 +189,8 @@ impl Applier {
                     return false;
                 }
                 self.machine.apply(group, &store, batch, committed);
-                if store.pending_bytes() >= WRITE_OUT_BYTES
-                    && let Err(error) = store.write_out()
-                {
-                    die("applied entries cannot be written", &error);
+                if store.pending_bytes() >= WRITE_OUT_BYTES {
+                    give(&store);
                 }
             }
         }
@@ -301,10 +307,8 @@ impl Applier {
             self.machine.listen_again();
         }
         for (_, store) in stores {
-            if (late || store.pending_bytes() >= WRITE_OUT_BYTES)
-                && let Err(error) = store.write_out()
-            {
-                die("applied entries cannot be written", &error);
+            if late || store.pending_bytes() >= WRITE_OUT_BYTES {
+                give(&store);
             }
         }
         if late {

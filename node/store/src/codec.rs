@@ -111,7 +111,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, CodecError> {
 /// The top bit of the voters' count: the configuration is joint, and the outgoing voters follow the learners. Written only then,
 /// so that an earlier version reads everything else, and refuses a joint configuration instead of taking half of it for the
 /// whole.
-const JOINT_FLAG: u32 = 1 << 31;
+pub const JOINT_FLAG: u32 = 1 << 31;
 
 /// Appends a snapshot's metadata, but for how reads are answered ([`encode_reads`]):
 /// `term | index | config index | voters | learners | outgoing if joint`, the lists as `count u32 | id u64 ...`.

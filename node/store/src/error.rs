@@ -115,24 +115,11 @@ impl StoreError {
     /// still closing.
     #[must_use]
     pub(crate) fn is_still_closing(&self) -> bool {
-        match self {
-            // sled wraps the operating system's error into a text.
-            Self::Engine {
-                source: sled::Error::Io(source),
-                ..
-            } => source.to_string().contains("could not acquire lock"),
-            Self::Engine { .. }
-            | Self::Panicked { .. }
-            | Self::Corrupt { .. }
-            | Self::Unreadable { .. }
-            | Self::Io { .. }
-            | Self::Locked { .. }
-            | Self::Version { .. }
-            | Self::OutOfOrder { .. }
-            | Self::Defragment { .. }
-            | Self::Bootstrapped { .. }
-            | Self::Snapshot { .. } => false,
-        }
+        // sled wraps the operating system's error into a text.
+        matches!(
+            self,
+            Self::Engine { source: sled::Error::Io(source), .. } if source.to_string().contains("could not acquire lock")
+        )
     }
 
     /// Whether what the store holds is damaged, so that moving it away and rebuilding it helps. Against a full disk or missing
