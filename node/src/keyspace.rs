@@ -54,7 +54,7 @@ impl DefaultKeyspace {
         match consistency {
             // The cluster is named first: a node outside of every cluster has nothing to serve.
             Consistency::Serializable => self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped),
-            Consistency::Linearizable => self.shared.catch_up(footprint).await.map_err(failed),
+            Consistency::Linearizable => self.shared.catch_up(GROUP, footprint).await.map_err(failed),
         }
     }
 

@@ -46,7 +46,7 @@ fn obstacle(shared: &Shared) -> Option<String> {
     if shared.cluster().is_none() {
         return Some("not in a cluster yet: waits for a bootstrap, or for a leader that adds this member".to_owned());
     }
-    let Some(soft) = shared.soft(GroupId::FIRST_SHARD) else {
+    let Some(soft) = shared.soft(GroupId::META) else {
         return Some("shard 1 is being started".to_owned());
     };
     let removed = soft.config.index.0 > 0 && !soft.config.contains(shared.me);
@@ -72,7 +72,7 @@ pub fn start(shared: &Shared) {
 /// A new cluster's leader asks for the way to answer reads that its settings name. Once somebody has asked for any way, settings
 /// say nothing more.
 async fn wish_reads(shared: &Shared) {
-    let group = GroupId::FIRST_SHARD;
+    let group = GroupId::META;
     let leads = shared.soft(group).is_some_and(|soft| soft.role == Role::Leader);
     if !leads || shared.config.reads.mode == ReadMode::ReadIndex {
         return;
@@ -107,7 +107,7 @@ pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: He
                 match shared
                     .ask_host(|request| Event::Read {
                         request,
-                        group: GroupId::FIRST_SHARD,
+                        group: GroupId::META,
                         footprint: Footprint::All,
                         deadline,
                     })

@@ -14,6 +14,7 @@ use althing_raft::entry::ConfigStep;
 use althing_raft::ids::{GroupId, Index, MemberId};
 use althing_shard::host::GroupView;
 use althing_shard::{Done, Event, Refusal};
+use althing_store::StoreSize;
 use axum::Json;
 use axum::extract::{Path, Query, State};
 use axum::http::{StatusCode, header};
@@ -21,8 +22,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 
-/// The only data group of this version.
-const GROUP: GroupId = GroupId::FIRST_SHARD;
+/// The group whose configuration is the cluster's membership.
+const GROUP: GroupId = GroupId::META;
 /// Longest text that a member may carry through the log.
 const TEXT_BYTES_MAX: usize = 1_024;
 /// URLs per member.
@@ -126,9 +127,10 @@ pub(super) fn parse_member(text: &str) -> Result<MemberId, Refuse> {
     })
 }
 
-pub(super) fn parse_group(text: &str) -> Result<GroupId, Refuse> {
-    let parsed = text.parse().ok().map(GroupId).filter(|group| *group == GROUP);
-    parsed.ok_or_else(|| {
+pub(super) fn parse_group(shared: &Shared, text: &str) -> Result<GroupId, Refuse> {
+    let parsed = text.parse().ok().map(GroupId);
+    let here = parsed.filter(|group| shared.groups.get(*group).is_some());
+    here.ok_or_else(|| {
         refuse(
             ProblemReason::NotFound,
             format!("no shard {text} here; /v1/shards lists them"),
@@ -169,16 +171,12 @@ pub(super) async fn metrics(State(context): State<Context>) -> Response {
     for (group, view) in shared.views().await {
         set_gauges(shared, group, &view);
     }
-    if let Some(store) = shared.groups.get(GROUP) {
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        match tokio::task::block_in_place(|| store.size()) {
-            Ok(size) => {
-                shared.metrics.store_bytes.set(number(size.on_disk));
-                shared.metrics.store_bytes_in_use.set(number(size.in_use));
-                shared.metrics.store_keys.set(number(size.keys));
-            }
-            Err(error) => tracing::warn!(%error, "the store does not say its size"),
-        }
+    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
+    let size = total_size(shared);
+    shared.metrics.store_bytes.set(number(size.on_disk));
+    shared.metrics.store_bytes_in_use.set(number(size.in_use));
+    shared.metrics.store_keys.set(number(size.keys));
+    if let Some(store) = shared.groups.get(GroupId::FIRST_SHARD) {
         shared
             .metrics
             .store_revision
@@ -186,6 +184,26 @@ pub(super) async fn metrics(State(context): State<Context>) -> Response {
             .set(store.current_revision().0);
     }
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.text()).into_response()
+}
+
+/// Sizes of all groups together; the engine's file is theirs in common.
+fn total_size(shared: &Shared) -> StoreSize {
+    let mut total = StoreSize::default();
+    for (group, store) in shared.groups.all() {
+        match tokio::task::block_in_place(|| store.size()) {
+            Ok(size) => {
+                total.on_disk = size.on_disk;
+                total.in_use += size.in_use;
+                // The shard map's own rows are not anybody's keys.
+                if group != GroupId::META {
+                    total.keys += size.keys;
+                    total.revisions += size.revisions;
+                }
+            }
+            Err(error) => tracing::warn!(%group, %error, "the store does not say its size"),
+        }
+    }
+    total
 }
 
 fn set_gauges(shared: &Shared, group: GroupId, view: &GroupView) {
@@ -241,11 +259,6 @@ fn set_gauges(shared: &Shared, group: GroupId, view: &GroupView) {
 pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
     let shared = &context.shared;
     let readiness = shared.readiness();
-    let state_bytes = shared
-        .groups
-        .get(GROUP)
-        .and_then(|store| tokio::task::block_in_place(|| store.size()).ok())
-        .map(|size| size.on_disk);
     Json(NodeStatus {
         name: shared.config.name.clone(),
         member_id: shared.me.to_string(),
@@ -264,7 +277,7 @@ pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
         uptime_seconds: shared.clock.uptime().as_secs(),
         storage: StorageStatus {
             wal_bytes: u64::try_from(shared.metrics.wal_bytes.get()).unwrap_or_default(),
-            state_bytes: state_bytes.unwrap_or_default(),
+            state_bytes: total_size(shared).on_disk,
             free_bytes: shared.volume().free,
         },
         shards: shard_statuses(shared).await,
@@ -532,9 +545,9 @@ pub(super) async fn transfer_leader(
     Path(id): Path<String>,
     Json(request): Json<TransferLeaderRequest>,
 ) -> Result<Json<ShardList>, Refuse> {
-    let group = parse_group(&id)?;
-    let to = request.to.as_deref().map(parse_member).transpose()?;
     let shared = &context.shared;
+    let group = parse_group(shared, &id)?;
+    let to = request.to.as_deref().map(parse_member).transpose()?;
     let deadline = shared.deadline();
     match shared
         .ask_host(|request| Event::Transfer {

@@ -3,6 +3,7 @@
 use super::{AbortOnPanic, die};
 use crate::inbox::Alarm;
 use crate::metrics::Shard;
+use crate::lifecycle::Lifecycle;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::snapshot::Outgoing;
@@ -30,7 +31,14 @@ pub enum Job {
 }
 
 /// Runs until the inbox is closed and empty.
-pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing, machine: Arc<Machine>) {
+pub async fn run(
+    mut host: Host,
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    snapshots: Outgoing,
+    machine: Arc<Machine>,
+    lifecycle: Arc<Lifecycle>,
+) {
     let _guard = AbortOnPanic;
     let mut alarm = Alarm::default();
     loop {
@@ -85,7 +93,7 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        let news = dispatch(effects, &shared, &peers, &snapshots, &machine);
+        let news = dispatch(effects, &shared, &peers, &snapshots, &machine, &lifecycle);
         if !news.is_empty() {
             // Whoever was answered goes first, down to the socket.
             tokio::task::yield_now().await;
@@ -109,6 +117,7 @@ fn dispatch(
     peers: &Arc<Peers>,
     snapshots: &Outgoing,
     machine: &Machine,
+    lifecycle: &Lifecycle,
 ) -> Vec<(MemberId, Vec<Message>)> {
     let mut answers = Vec::new();
     let mut news = Vec::new();

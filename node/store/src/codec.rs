@@ -373,7 +373,7 @@ impl Reader {
         Ok(self.0.split_to(len))
     }
 
-    fn bool(&mut self, what: &'static str) -> Result<bool, CodecError> {
+    pub(crate) fn bool(&mut self, what: &'static str) -> Result<bool, CodecError> {
         match self.u8(what)? {
             0 => Ok(false),
             1 => Ok(true),

@@ -18,6 +18,7 @@ mod pack;
 mod sled_store;
 mod state;
 
+pub mod answer;
 pub mod codec;
 pub mod footprint;
 pub mod ops;

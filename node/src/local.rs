@@ -1,0 +1,172 @@
+//! One group of this node, asked: commands through its log, reads through its gate. Knows nothing of keyspaces.
+
+use crate::ask::ReadTerms;
+use crate::metrics::{Outcome, Proposal, Shard};
+use crate::shared::{Failed, Shared, Store};
+use crate::waiters::{Answer, Timeline};
+use althing_api::keyspace::KeyspaceError;
+use althing_raft::ids::GroupId;
+use althing_raft::roster::Footprint;
+use althing_shard::{Done, Event, Refusal};
+use althing_store::ops::{KeyRange, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use althing_store::{CommandResult, StoreError, footprint};
+use bytes::Bytes;
+use std::sync::Arc;
+
+/// The groups of this node.
+#[derive(Clone)]
+pub struct Local {
+    shared: Arc<Shared>,
+}
+
+/// Counts a command as under way, also if its client goes away.
+struct Counted<'a>(&'a Shared, GroupId);
+
+impl<'a> Counted<'a> {
+    fn new(shared: &'a Shared, group: GroupId) -> Self {
+        shared
+            .metrics
+            .proposals_pending
+            .get_or_create(&Shard { shard: group.0 })
+            .inc();
+        Self(shared, group)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0
+            .metrics
+            .proposals_pending
+            .get_or_create(&Shard { shard: self.1.0 })
+            .dec();
+    }
+}
+
+/// Why the host refused, in a client's words.
+pub fn failed(failed: Failed) -> KeyspaceError {
+    let refusal = match failed {
+        Failed::Stopped => return KeyspaceError::Stopped,
+        Failed::Refused(refusal) => refusal,
+    };
+    match refusal {
+        Refusal::NoLeader | Refusal::NoStamp => KeyspaceError::NoLeader,
+        Refusal::NotLeader { .. } => KeyspaceError::NotLeader,
+        Refusal::LeaderChanged => KeyspaceError::LeaderChanged,
+        Refusal::Timeout => KeyspaceError::Timeout,
+        Refusal::TooManyRequests | Refusal::ChangeInFlight => KeyspaceError::TooManyRequests,
+        Refusal::BadTransferee
+        | Refusal::SpecInvalid(_)
+        | Refusal::ChangeInvalid
+        | Refusal::Conflict { .. }
+        | Refusal::LearnerBehind => KeyspaceError::BadTransferee,
+        Refusal::Learner => KeyspaceError::Learner,
+        Refusal::NotMember | Refusal::NoGroup => KeyspaceError::Stopped,
+    }
+}
+
+/// A store that fails cannot answer; the details are for the log, not for clients.
+pub fn broken(error: &StoreError) -> KeyspaceError {
+    tracing::error!(%error, "the state store failed a read");
+    KeyspaceError::Stopped
+}
+
+/// Does what may read much of the disk on another thread: this one has other requests to serve meanwhile.
+pub async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, KeyspaceError> {
+    tokio::task::spawn_blocking(work).await.map_err(|error| {
+        tracing::error!(%error, "a read ended early");
+        KeyspaceError::Stopped
+    })
+}
+
+impl Local {
+    /// Of a node.
+    #[must_use]
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self { shared }
+    }
+
+    /// Whether a group has a replica here.
+    #[must_use]
+    pub fn has(&self, group: GroupId) -> bool {
+        self.shared.groups.get(group).is_some()
+    }
+
+    /// The state of a group.
+    ///
+    /// # Errors
+    /// If it has no replica here.
+    pub fn store(&self, group: GroupId) -> Result<Arc<Store>, KeyspaceError> {
+        self.shared.groups.get(group).ok_or(KeyspaceError::Stopped)
+    }
+
+    fn count(&self, group: GroupId, outcome: Outcome) {
+        self.shared
+            .metrics
+            .proposals
+            .get_or_create(&Proposal {
+                shard: group.0,
+                outcome,
+            })
+            .inc();
+    }
+
+    /// Replicates a command and applies it here.
+    ///
+    /// # Errors
+    /// If the host refuses; what the state machine refuses is in the result.
+    pub async fn execute(
+        &self,
+        group: GroupId,
+        command: Bytes,
+    ) -> Result<(CommandResult, Timeline), KeyspaceError> {
+        let _counted = Counted::new(&self.shared, group);
+        let deadline = self.shared.deadline();
+        let answer = self
+            .shared
+            .ask(|request| Event::Propose {
+                request,
+                group,
+                command,
+                deadline,
+            })
+            .await;
+        match answer {
+            Ok(Answer::Applied(result, timeline)) => {
+                self.count(group, Outcome::applied);
+                Ok((result, timeline))
+            }
+            Ok(Answer::Host(Err(refusal))) => {
+                self.count(
+                    group,
+                    match refusal {
+                        Refusal::LeaderChanged | Refusal::Timeout => Outcome::unknown,
+                        Refusal::NoLeader
+                        | Refusal::NoStamp
+                        | Refusal::NotLeader { .. }
+                        | Refusal::TooManyRequests
+                        | Refusal::Conflict { .. }
+                        | Refusal::ChangeInFlight
+                        | Refusal::ChangeInvalid
+                        | Refusal::LearnerBehind
+                        | Refusal::BadTransferee
+                        | Refusal::SpecInvalid(_)
+                        | Refusal::Learner
+                        | Refusal::NotMember
+                        | Refusal::NoGroup => Outcome::refused,
+                    },
+                );
+                Err(failed(Failed::Refused(refusal)))
+            }
+            Ok(Answer::Host(Ok(
+                Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } | Done::Transferred { .. },
+            ))) => {
+                unreachable!("invariant: commands are answered by the state machine")
+            }
+            Err(error) => {
+                self.count(group, Outcome::unknown);
+                Err(failed(error))
+            }
+        }
+    }
+}
