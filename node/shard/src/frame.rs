@@ -5,10 +5,10 @@
 //! ```
 //!
 //! Little-endian; the CRC covers kind and body. A connection starts with a `Hello`, which carries the protocol version, and its
-//! `HelloReply`; after that come `Messages` in one direction, or a snapshot. One frame holds messages of all groups. Decoding takes
+//! `HelloReply`; after that come `Messages` in one direction, or calls in one direction and their answers in the other, or a snapshot. One frame holds messages of all groups. Decoding takes
 //! nothing on trust: lengths are checked before anything is sliced or reserved.
 
-use crate::fields::{get_text, get_u8, get_u64, need, put_text};
+use crate::fields::{get_bool, get_text, get_u8, get_u64, need, put_text};
 use crate::message_frame::{decode_message, decode_meta, decode_meta_reads, encode_message, encode_meta};
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId, Term};
@@ -35,6 +35,8 @@ pub enum Purpose {
     Messages,
     /// One snapshot.
     Snapshot,
+    /// Calls and their answers, in any order.
+    Calls,
 }
 
 /// First word of a connection.
@@ -110,6 +112,28 @@ pub enum Frame {
     SnapshotEnd,
     /// The receiver has it (empty) or says why not.
     SnapshotReply(String),
+    /// A request of another node, or a piece of one.
+    Call(Piece),
+    /// The answer to a call, or a piece of it.
+    Answer(Piece),
+    /// A call gets no answer. Whether anything of it happened is not known.
+    NoAnswer {
+        /// The call.
+        id: u64,
+        /// Why not, for a person.
+        reason: String,
+    },
+}
+
+/// A piece of a call or of an answer. Large ones go in several, so that small ones do not wait behind them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// The call, as its connection counts.
+    pub id: u64,
+    /// Nothing of this body follows.
+    pub last: bool,
+    /// The bytes, which mean nothing here.
+    pub body: Bytes,
 }
 
 /// Why bytes are no frame.
@@ -142,6 +166,9 @@ const SNAPSHOT_REPLY: u8 = 7;
 const SNAPSHOT_FROM: u8 = 8;
 /// A head that also says how reads are answered; where that is the default, the plain head is sent.
 const SNAPSHOT_HEAD_READS: u8 = 9;
+const CALL: u8 = 10;
+const ANSWER: u8 = 11;
+const NO_ANSWER: u8 = 12;
 
 /// A frame's header, checked against the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -207,6 +234,12 @@ impl Header {
             SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
             SNAPSHOT_END => Frame::SnapshotEnd,
             SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
+            CALL => Frame::Call(decode_piece(buf)?),
+            ANSWER => Frame::Answer(decode_piece(buf)?),
+            NO_ANSWER => Frame::NoAnswer {
+                id: get_u64(buf, "call")?,
+                reason: get_text(buf, "reason")?,
+            },
             kind => return Err(FrameError::Kind(kind)),
         };
         codec::finish(&body, "frame")?;
@@ -219,31 +252,50 @@ fn checksum(kind: u8, body: &[u8]) -> u32 {
 }
 
 fn seal(kind: u8, write: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut out = BytesMut::zeroed(HEADER_BYTES);
-    write(&mut out);
-    let len = out.len() - HEADER_BYTES;
+    let mut out = BytesMut::new();
+    seal_to(&mut out, kind, write);
+    out.freeze()
+}
+
+/// Adds a frame whose body is what `write` adds.
+fn seal_to(out: &mut BytesMut, kind: u8, write: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    let body = start + HEADER_BYTES;
+    out.put_bytes(0, HEADER_BYTES);
+    write(out);
+    let len = out.len() - body;
     assert!(
         len <= BODY_BYTES_MAX,
         "invariant: frames are built under the limit, this one has {len} bytes"
     );
-    let crc = checksum(kind, &out[HEADER_BYTES..]);
-    let mut header = &mut out[..HEADER_BYTES];
+    let crc = checksum(kind, &out[body..]);
+    let mut header = &mut out[start..body];
     header.put_u32_le(u32::try_from(len).expect("invariant: under BODY_BYTES_MAX"));
     header.put_u32_le(crc);
     header.put_u8(kind);
-    out.freeze()
 }
 
 impl Frame {
     /// As bytes.
     ///
     /// # Panics
-    /// If the body is over [`BODY_BYTES_MAX`]: use [`messages_to_frames`] for messages, and chunks under
+    /// If the body is over [`BODY_BYTES_MAX`]: use [`messages_to_frames`] for messages, and chunks and pieces under
     /// [`BODY_BYTES_TARGET`].
     #[must_use]
     pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        self.encode_to(&mut out);
+        out.freeze()
+    }
+
+    /// Adds it to others that are written together.
+    ///
+    /// # Panics
+    /// As `encode`.
+    pub fn encode_to(&self, frames: &mut BytesMut) {
+        let mut seal = |kind, write: &dyn Fn(&mut BytesMut)| seal_to(frames, kind, write);
         match self {
-            Self::Hello(hello) => seal(HELLO, |out| {
+            Self::Hello(hello) => seal(HELLO, &|out| {
                 out.put_u16_le(hello.version);
                 out.put_u64_le(hello.cluster);
                 out.put_u64_le(hello.from.0);
@@ -251,10 +303,11 @@ impl Frame {
                 out.put_u8(match hello.purpose {
                     Purpose::Messages => 0,
                     Purpose::Snapshot => 1,
+                    Purpose::Calls => 2,
                 });
                 put_text(&hello.address, out);
             }),
-            Self::HelloReply(reply) => seal(HELLO_REPLY, |out| {
+            Self::HelloReply(reply) => seal(HELLO_REPLY, &|out| {
                 let (tag, value) = match reply {
                     HelloReply::Accepted => (0, 0),
                     HelloReply::OtherCluster { cluster } => (1, *cluster),
@@ -265,22 +318,28 @@ impl Frame {
                 out.put_u8(tag);
                 out.put_u64_le(value);
             }),
-            Self::Messages(messages) => seal(MESSAGES, |out| {
+            Self::Messages(messages) => seal(MESSAGES, &|out| {
                 messages.iter().for_each(|message| encode_message(message, out))
             }),
             Self::SnapshotHead(head) => {
                 let plain = head.meta.reads == ReadsState::default();
-                seal(if plain { SNAPSHOT_HEAD } else { SNAPSHOT_HEAD_READS }, |out| {
+                seal(if plain { SNAPSHOT_HEAD } else { SNAPSHOT_HEAD_READS }, &|out| {
                     out.put_u64_le(head.group.0);
                     out.put_u64_le(head.term.0);
                     encode_meta(&head.meta, out);
                     out.put_u64_le(head.transfer);
                 })
             }
-            Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, |out| out.put_slice(bytes)),
-            Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, |out| out.put_slice(bytes)),
-            Self::SnapshotEnd => seal(SNAPSHOT_END, |_| {}),
-            Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, |out| put_text(reason, out)),
+            Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, &|out| out.put_slice(bytes)),
+            Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, &|out| out.put_slice(bytes)),
+            Self::SnapshotEnd => seal(SNAPSHOT_END, &|_| {}),
+            Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, &|out| put_text(reason, out)),
+            Self::Call(piece) => seal(CALL, &|out| encode_piece(piece, out)),
+            Self::Answer(piece) => seal(ANSWER, &|out| encode_piece(piece, out)),
+            Self::NoAnswer { id, reason } => seal(NO_ANSWER, &|out| {
+                out.put_u64_le(*id);
+                put_text(reason, out);
+            }),
         }
     }
 }
@@ -316,6 +375,21 @@ pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
     (frames, too_long)
 }
 
+fn encode_piece(piece: &Piece, out: &mut BytesMut) {
+    out.reserve(piece.body.len() + 9);
+    out.put_u64_le(piece.id);
+    out.put_u8(u8::from(piece.last));
+    out.put_slice(&piece.body);
+}
+
+fn decode_piece(buf: &mut Bytes) -> Result<Piece, FrameError> {
+    Ok(Piece {
+        id: get_u64(buf, "call")?,
+        last: get_bool(buf)?,
+        body: buf.split_to(buf.len()),
+    })
+}
+
 fn decode_hello(buf: &mut Bytes) -> Result<Hello, FrameError> {
     need(buf, "hello", 2)?;
     Ok(Hello {
@@ -326,6 +400,7 @@ fn decode_hello(buf: &mut Bytes) -> Result<Hello, FrameError> {
         purpose: match get_u8(buf, "hello")? {
             0 => Purpose::Messages,
             1 => Purpose::Snapshot,
+            2 => Purpose::Calls,
             tag => return Err(CodecError::Tag { what: "purpose", tag }.into()),
         },
         address: get_text(buf, "address")?,
