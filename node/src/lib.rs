@@ -9,6 +9,7 @@
 #![allow(clippy::disallowed_methods, reason = "clocks and randomness enter the program here")]
 
 pub mod admin;
+pub mod calls;
 mod clients;
 pub mod clock;
 pub mod config;

@@ -1,6 +1,7 @@
 //! One node from its first file to its last: boot, joining a cluster, graceful shutdown.
 
 use crate::admin;
+use crate::calls::Calls;
 use crate::clients::{self, ARRIVALS_MAX};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -177,6 +178,7 @@ fn birth_write(group: GroupId, start: &Start) -> GroupWrite {
 pub struct Node {
     shared: Arc<Shared>,
     peers: Arc<Peers>,
+    calls: Arc<Calls>,
     health: HealthSwitch,
     client_addr: SocketAddr,
     admin_addr: SocketAddr,
@@ -246,6 +248,7 @@ impl Node {
         let (kick, kicks) = mpsc::sync_channel(1);
         let runtime = tokio::runtime::Handle::current();
         let peers = Arc::new(Peers::new(Arc::clone(&shared), net.first().clone()));
+        let calls = Arc::new(Calls::new(Arc::clone(&shared), Arc::clone(&peers), net.first().clone()));
         let snapshots = Outgoing::new(Arc::clone(&shared), Arc::clone(&peers), runtime);
         let host = Host::new(HostConfig {
             me,
@@ -333,6 +336,7 @@ impl Node {
                 peer_socket,
                 Arc::clone(&shared),
                 Arc::clone(&joiner),
+                Arc::clone(&calls),
                 net.first().clone(),
             ))
             .abort_handle(),
@@ -343,6 +347,7 @@ impl Node {
         Ok(Self {
             shared,
             peers,
+            calls,
             health,
             client_addr,
             admin_addr,
@@ -397,6 +402,7 @@ impl Node {
         for task in self.tasks {
             task.abort();
         }
+        self.calls.close();
         self.peers.close();
         // Each closes behind the one that writes into it.
         self.shared.host.close();

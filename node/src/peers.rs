@@ -27,8 +27,8 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the handshake.
 pub const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(5);
 /// First wait after a failed connection, doubled up to the largest: a restarted peer should be found within an election timeout.
-const BACKOFF_MIN: Duration = Duration::from_millis(50);
-const BACKOFF_MAX: Duration = Duration::from_secs(1);
+pub(crate) const BACKOFF_MIN: Duration = Duration::from_millis(50);
+pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 struct Link {
     address: Address,
@@ -159,7 +159,10 @@ pub async fn connect(shared: &Shared, peer: MemberId, address: &str, purpose: Pu
         | Frame::SnapshotFrom(_)
         | Frame::SnapshotChunk(_)
         | Frame::SnapshotEnd
-        | Frame::SnapshotReply(_) => Err(WireError::Unexpected("no answer to the hello")),
+        | Frame::SnapshotReply(_)
+        | Frame::Call(_)
+        | Frame::Answer(_)
+        | Frame::NoAnswer { .. } => Err(WireError::Unexpected("no answer to the hello")),
     }
 }
 
@@ -173,6 +176,12 @@ fn refusal(reply: &HelloReply) -> Option<String> {
         )),
         HelloReply::Removed => Some("the leader says that this member was removed from the cluster".to_owned()),
     }
+}
+
+/// The other side said goodbye.
+pub(crate) fn parted(shared: &Shared, reply: &HelloReply) -> WireError {
+    note_removed(shared, reply);
+    WireError::Refused(refusal(reply).unwrap_or_default())
 }
 
 fn note_removed(shared: &Shared, reply: &HelloReply) {
@@ -243,10 +252,7 @@ async fn stream(
             // The receiver speaks only to say goodbye; reading also notices a closed connection.
             said = read_frame(&mut reader) => {
                 return Err(match said? {
-                    (Frame::HelloReply(reply), _) => {
-                        note_removed(shared, &reply);
-                        WireError::Refused(refusal(&reply).unwrap_or_default())
-                    }
+                    (Frame::HelloReply(reply), _) => parted(shared, &reply),
                     (
                         Frame::Hello(_)
                         | Frame::Messages(_)
@@ -254,7 +260,10 @@ async fn stream(
                         | Frame::SnapshotFrom(_)
                         | Frame::SnapshotChunk(_)
                         | Frame::SnapshotEnd
-                        | Frame::SnapshotReply(_),
+                        | Frame::SnapshotReply(_)
+                        | Frame::Call(_)
+                        | Frame::Answer(_)
+                        | Frame::NoAnswer { .. },
                         _,
                     ) => WireError::Unexpected("the receiver of a stream sends nothing"),
                 });

@@ -213,7 +213,10 @@ async fn answer(socket: &mut TcpStream, expected: Answer) -> Result<Bytes, WireE
         | Frame::SnapshotHead(_)
         | Frame::SnapshotFrom(_)
         | Frame::SnapshotChunk(_)
-        | Frame::SnapshotEnd => Err(WireError::Unexpected("no answer to a snapshot")),
+        | Frame::SnapshotEnd
+        | Frame::Call(_)
+        | Frame::Answer(_)
+        | Frame::NoAnswer { .. } => Err(WireError::Unexpected("no answer to a snapshot")),
     }
 }
 
@@ -280,7 +283,10 @@ async fn take(
             | Frame::Messages(_)
             | Frame::SnapshotHead(_)
             | Frame::SnapshotFrom(_)
-            | Frame::SnapshotReply(_) => {
+            | Frame::SnapshotReply(_)
+            | Frame::Call(_)
+            | Frame::Answer(_)
+            | Frame::NoAnswer { .. } => {
                 return Err(WireError::Unexpected("a snapshot has chunks and an end"));
             }
         }

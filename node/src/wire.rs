@@ -5,6 +5,9 @@ use bytes::BytesMut;
 use std::io;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+/// Bytes that are read from a socket at once: small frames come in groups.
+pub const READ_BUFFER_BYTES: usize = 64 << 10;
+
 /// Why a peer connection ended.
 #[derive(Debug, thiserror::Error)]
 pub enum WireError {

@@ -5,19 +5,17 @@
 //! ```
 //!
 //! Little-endian; the CRC covers kind and body. A connection starts with a `Hello`, which carries the protocol version, and its
-//! `HelloReply`; after that come `Messages` in one direction, or a snapshot. One frame holds messages of all groups. Decoding takes
+//! `HelloReply`; after that come `Messages` in one direction, or calls in one direction and their answers in the other, or a snapshot. One frame holds messages of all groups. Decoding takes
 //! nothing on trust: lengths are checked before anything is sliced or reserved.
 
-use crate::lease_frame;
-use althing_raft::entry::{ConfigState, SnapshotMeta};
-use althing_raft::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Term};
-use althing_raft::message::{Body, Message};
+use crate::fields::{get_bool, get_text, get_u8, get_u64, need, put_text};
+use crate::message_frame::{decode_message, decode_meta, decode_meta_reads, encode_message, encode_meta};
+use althing_raft::entry::SnapshotMeta;
+use althing_raft::ids::{GroupId, MemberId, Term};
+use althing_raft::message::Message;
 use althing_raft::roster::ReadsState;
-use althing_raft::spec_codec;
-use althing_store::codec::{JOINT_FLAG, encode_reads, encode_snapshot_meta};
 use althing_wal::codec::{self, CodecError};
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use std::collections::BTreeSet;
 
 /// Version of handshake and frames that this build speaks. N-1 must stay understood.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -37,6 +35,8 @@ pub enum Purpose {
     Messages,
     /// One snapshot.
     Snapshot,
+    /// Calls and their answers, in any order.
+    Calls,
 }
 
 /// First word of a connection.
@@ -112,6 +112,28 @@ pub enum Frame {
     SnapshotEnd,
     /// The receiver has it (empty) or says why not.
     SnapshotReply(String),
+    /// A request of another node, or a piece of one.
+    Call(Piece),
+    /// The answer to a call, or a piece of it.
+    Answer(Piece),
+    /// A call gets no answer. Whether anything of it happened is not known.
+    NoAnswer {
+        /// The call.
+        id: u64,
+        /// Why not, for a person.
+        reason: String,
+    },
+}
+
+/// A piece of a call or of an answer. Large ones go in several, so that small ones do not wait behind them.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Piece {
+    /// The call, as its connection counts.
+    pub id: u64,
+    /// Nothing of this body follows.
+    pub last: bool,
+    /// The bytes, which mean nothing here.
+    pub body: Bytes,
 }
 
 /// Why bytes are no frame.
@@ -144,6 +166,9 @@ const SNAPSHOT_REPLY: u8 = 7;
 const SNAPSHOT_FROM: u8 = 8;
 /// A head that also says how reads are answered; where that is the default, the plain head is sent.
 const SNAPSHOT_HEAD_READS: u8 = 9;
+const CALL: u8 = 10;
+const ANSWER: u8 = 11;
+const NO_ANSWER: u8 = 12;
 
 /// A frame's header, checked against the limit.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -209,6 +234,12 @@ impl Header {
             SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
             SNAPSHOT_END => Frame::SnapshotEnd,
             SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
+            CALL => Frame::Call(decode_piece(buf)?),
+            ANSWER => Frame::Answer(decode_piece(buf)?),
+            NO_ANSWER => Frame::NoAnswer {
+                id: get_u64(buf, "call")?,
+                reason: get_text(buf, "reason")?,
+            },
             kind => return Err(FrameError::Kind(kind)),
         };
         codec::finish(&body, "frame")?;
@@ -221,31 +252,50 @@ fn checksum(kind: u8, body: &[u8]) -> u32 {
 }
 
 fn seal(kind: u8, write: impl FnOnce(&mut BytesMut)) -> Bytes {
-    let mut out = BytesMut::zeroed(HEADER_BYTES);
-    write(&mut out);
-    let len = out.len() - HEADER_BYTES;
+    let mut out = BytesMut::new();
+    seal_to(&mut out, kind, write);
+    out.freeze()
+}
+
+/// Adds a frame whose body is what `write` adds.
+fn seal_to(out: &mut BytesMut, kind: u8, write: impl FnOnce(&mut BytesMut)) {
+    let start = out.len();
+    let body = start + HEADER_BYTES;
+    out.put_bytes(0, HEADER_BYTES);
+    write(out);
+    let len = out.len() - body;
     assert!(
         len <= BODY_BYTES_MAX,
         "invariant: frames are built under the limit, this one has {len} bytes"
     );
-    let crc = checksum(kind, &out[HEADER_BYTES..]);
-    let mut header = &mut out[..HEADER_BYTES];
+    let crc = checksum(kind, &out[body..]);
+    let mut header = &mut out[start..body];
     header.put_u32_le(u32::try_from(len).expect("invariant: under BODY_BYTES_MAX"));
     header.put_u32_le(crc);
     header.put_u8(kind);
-    out.freeze()
 }
 
 impl Frame {
     /// As bytes.
     ///
     /// # Panics
-    /// If the body is over [`BODY_BYTES_MAX`]: use [`messages_to_frames`] for messages, and chunks under
+    /// If the body is over [`BODY_BYTES_MAX`]: use [`messages_to_frames`] for messages, and chunks and pieces under
     /// [`BODY_BYTES_TARGET`].
     #[must_use]
     pub fn encode(&self) -> Bytes {
+        let mut out = BytesMut::new();
+        self.encode_to(&mut out);
+        out.freeze()
+    }
+
+    /// Adds it to others that are written together.
+    ///
+    /// # Panics
+    /// As `encode`.
+    pub fn encode_to(&self, frames: &mut BytesMut) {
+        let mut seal = |kind, write: &dyn Fn(&mut BytesMut)| seal_to(frames, kind, write);
         match self {
-            Self::Hello(hello) => seal(HELLO, |out| {
+            Self::Hello(hello) => seal(HELLO, &|out| {
                 out.put_u16_le(hello.version);
                 out.put_u64_le(hello.cluster);
                 out.put_u64_le(hello.from.0);
@@ -253,10 +303,11 @@ impl Frame {
                 out.put_u8(match hello.purpose {
                     Purpose::Messages => 0,
                     Purpose::Snapshot => 1,
+                    Purpose::Calls => 2,
                 });
                 put_text(&hello.address, out);
             }),
-            Self::HelloReply(reply) => seal(HELLO_REPLY, |out| {
+            Self::HelloReply(reply) => seal(HELLO_REPLY, &|out| {
                 let (tag, value) = match reply {
                     HelloReply::Accepted => (0, 0),
                     HelloReply::OtherCluster { cluster } => (1, *cluster),
@@ -267,22 +318,28 @@ impl Frame {
                 out.put_u8(tag);
                 out.put_u64_le(value);
             }),
-            Self::Messages(messages) => seal(MESSAGES, |out| {
+            Self::Messages(messages) => seal(MESSAGES, &|out| {
                 messages.iter().for_each(|message| encode_message(message, out))
             }),
             Self::SnapshotHead(head) => {
                 let plain = head.meta.reads == ReadsState::default();
-                seal(if plain { SNAPSHOT_HEAD } else { SNAPSHOT_HEAD_READS }, |out| {
+                seal(if plain { SNAPSHOT_HEAD } else { SNAPSHOT_HEAD_READS }, &|out| {
                     out.put_u64_le(head.group.0);
                     out.put_u64_le(head.term.0);
                     encode_meta(&head.meta, out);
                     out.put_u64_le(head.transfer);
                 })
             }
-            Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, |out| out.put_slice(bytes)),
-            Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, |out| out.put_slice(bytes)),
-            Self::SnapshotEnd => seal(SNAPSHOT_END, |_| {}),
-            Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, |out| put_text(reason, out)),
+            Self::SnapshotFrom(bytes) => seal(SNAPSHOT_FROM, &|out| out.put_slice(bytes)),
+            Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, &|out| out.put_slice(bytes)),
+            Self::SnapshotEnd => seal(SNAPSHOT_END, &|_| {}),
+            Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, &|out| put_text(reason, out)),
+            Self::Call(piece) => seal(CALL, &|out| encode_piece(piece, out)),
+            Self::Answer(piece) => seal(ANSWER, &|out| encode_piece(piece, out)),
+            Self::NoAnswer { id, reason } => seal(NO_ANSWER, &|out| {
+                out.put_u64_le(*id);
+                put_text(reason, out);
+            }),
         }
     }
 }
@@ -318,229 +375,18 @@ pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
     (frames, too_long)
 }
 
-const PRE_VOTE: u8 = 1;
-const PRE_VOTE_REPLY: u8 = 2;
-const VOTE: u8 = 3;
-const VOTE_REPLY: u8 = 4;
-const APPEND: u8 = 5;
-const APPEND_ACCEPTED: u8 = 6;
-const APPEND_REJECTED: u8 = 7;
-const HEARTBEAT: u8 = 8;
-const HEARTBEAT_REPLY: u8 = 9;
-const SNAPSHOT: u8 = 10;
-const TIMEOUT_NOW: u8 = 11;
-const READ_INDEX: u8 = 12;
-const READ_INDEX_REPLY: u8 = 13;
-const FORWARD: u8 = 14;
-/// As `APPEND_ACCEPTED`, `HEARTBEAT_REPLY` and `SNAPSHOT`, with more: groups that never had leases send the forms that
-/// earlier versions know.
-const APPEND_STAMPED: u8 = 15;
-const HEARTBEAT_STAMPED: u8 = 16;
-const SNAPSHOT_READS: u8 = 17;
-const COMMITTED: u8 = 18;
-
-fn encode_message(message: &Message, out: &mut BytesMut) {
-    out.put_u64_le(message.group.0);
-    out.put_u64_le(message.from.0);
-    out.put_u64_le(message.to.0);
-    out.put_u64_le(message.term.0);
-    match &message.body {
-        Body::PreVote { last } => {
-            out.put_u8(PRE_VOTE);
-            codec::encode_position(*last, out);
-        }
-        Body::PreVoteReply { granted } => {
-            out.put_u8(PRE_VOTE_REPLY);
-            out.put_u8(u8::from(*granted));
-        }
-        Body::Committed { position } => {
-            out.put_u8(COMMITTED);
-            codec::encode_position(*position, out);
-        }
-        Body::Vote { last, transfer } => {
-            out.put_u8(VOTE);
-            codec::encode_position(*last, out);
-            out.put_u8(u8::from(*transfer));
-        }
-        Body::VoteReply { granted } => {
-            out.put_u8(VOTE_REPLY);
-            out.put_u8(u8::from(*granted));
-        }
-        Body::Append { prev, entries, commit } => {
-            out.reserve(entries.iter().map(codec::entry_len).sum::<usize>() + 32);
-            out.put_u8(APPEND);
-            codec::encode_position(*prev, out);
-            out.put_u64_le(commit.0);
-            put_count(entries.len(), out);
-            entries.iter().for_each(|entry| codec::encode_entry(entry, out));
-        }
-        Body::AppendAccepted { last, stamp: None } => {
-            out.put_u8(APPEND_ACCEPTED);
-            out.put_u64_le(last.0);
-        }
-        Body::AppendAccepted {
-            last,
-            stamp: Some(stamp),
-        } => {
-            out.put_u8(APPEND_STAMPED);
-            out.put_u64_le(last.0);
-            out.put_u64_le(stamp.0);
-        }
-        Body::AppendRejected { rejected, hint } => {
-            out.put_u8(APPEND_REJECTED);
-            out.put_u64_le(rejected.0);
-            codec::encode_position(*hint, out);
-        }
-        Body::Heartbeat { commit, round } => {
-            out.put_u8(HEARTBEAT);
-            out.put_u64_le(commit.0);
-            out.put_u64_le(*round);
-        }
-        Body::HeartbeatReply { round, stamp: None } => {
-            out.put_u8(HEARTBEAT_REPLY);
-            out.put_u64_le(*round);
-        }
-        Body::HeartbeatReply {
-            round,
-            stamp: Some(stamp),
-        } => {
-            out.put_u8(HEARTBEAT_STAMPED);
-            out.put_u64_le(*round);
-            out.put_u64_le(stamp.0);
-        }
-        Body::Snapshot { meta } => {
-            let plain = meta.reads == ReadsState::default();
-            out.put_u8(if plain { SNAPSHOT } else { SNAPSHOT_READS });
-            encode_meta(meta, out);
-        }
-        Body::Roster { roster } => lease_frame::encode_roster(roster, out),
-        Body::LeaseRequest {
-            ballot,
-            sent,
-            incarnation,
-        } => lease_frame::encode_request(*ballot, *sent, *incarnation, out),
-        Body::LeaseGrant {
-            ballot,
-            sent,
-            asker,
-            incarnation,
-        } => lease_frame::encode_grant(*ballot, *sent, *asker, *incarnation, out),
-        Body::Revoke { below, incarnation } => lease_frame::encode_revoke(*below, *incarnation, out),
-        Body::Revoked { below, incarnation } => lease_frame::encode_revoked(*below, *incarnation, out),
-        Body::TimeoutNow => out.put_u8(TIMEOUT_NOW),
-        Body::ReadIndex { request } => {
-            out.put_u8(READ_INDEX);
-            out.put_u64_le(*request);
-        }
-        Body::ReadIndexReply { request, index } => {
-            out.put_u8(READ_INDEX_REPLY);
-            out.put_u64_le(*request);
-            out.put_u8(u8::from(index.is_some()));
-            out.put_u64_le(index.unwrap_or_default().0);
-        }
-        Body::Forward { commands } => {
-            out.put_u8(FORWARD);
-            put_count(commands.len(), out);
-            for command in commands {
-                put_count(command.len(), out);
-                out.put_slice(command);
-            }
-        }
-    }
+fn encode_piece(piece: &Piece, out: &mut BytesMut) {
+    out.reserve(piece.body.len() + 9);
+    out.put_u64_le(piece.id);
+    out.put_u8(u8::from(piece.last));
+    out.put_slice(&piece.body);
 }
 
-fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
-    let group = GroupId(get_u64(buf, "message")?);
-    let from = MemberId(get_u64(buf, "message")?);
-    let to = MemberId(get_u64(buf, "message")?);
-    let term = Term(get_u64(buf, "message")?);
-    let body = match get_u8(buf, "message")? {
-        PRE_VOTE => Body::PreVote {
-            last: codec::decode_position(buf)?,
-        },
-        PRE_VOTE_REPLY => Body::PreVoteReply {
-            granted: get_bool(buf)?,
-        },
-        COMMITTED => Body::Committed {
-            position: codec::decode_position(buf)?,
-        },
-        VOTE => Body::Vote {
-            last: codec::decode_position(buf)?,
-            transfer: get_bool(buf)?,
-        },
-        VOTE_REPLY => Body::VoteReply {
-            granted: get_bool(buf)?,
-        },
-        APPEND => {
-            let prev = codec::decode_position(buf)?;
-            let commit = Index(get_u64(buf, "append")?);
-            let entries = (0..get_count(buf, "append")?)
-                .map(|_| codec::decode_entry(buf))
-                .collect::<Result<_, _>>()?;
-            Body::Append { prev, entries, commit }
-        }
-        APPEND_ACCEPTED => Body::AppendAccepted {
-            last: Index(get_u64(buf, "append reply")?),
-            stamp: None,
-        },
-        APPEND_STAMPED => Body::AppendAccepted {
-            last: Index(get_u64(buf, "append reply")?),
-            stamp: Some(Epoch(get_u64(buf, "append reply")?)),
-        },
-        APPEND_REJECTED => Body::AppendRejected {
-            rejected: Index(get_u64(buf, "append reply")?),
-            hint: codec::decode_position(buf)?,
-        },
-        HEARTBEAT => Body::Heartbeat {
-            commit: Index(get_u64(buf, "heartbeat")?),
-            round: get_u64(buf, "heartbeat")?,
-        },
-        HEARTBEAT_REPLY => Body::HeartbeatReply {
-            round: get_u64(buf, "heartbeat reply")?,
-            stamp: None,
-        },
-        HEARTBEAT_STAMPED => Body::HeartbeatReply {
-            round: get_u64(buf, "heartbeat reply")?,
-            stamp: Some(Epoch(get_u64(buf, "heartbeat reply")?)),
-        },
-        SNAPSHOT => Body::Snapshot {
-            meta: decode_meta(buf)?,
-        },
-        SNAPSHOT_READS => Body::Snapshot {
-            meta: decode_meta_reads(buf)?,
-        },
-        tag @ lease_frame::ROSTER..=lease_frame::REVOKED => lease_frame::decode(tag, buf)?,
-        TIMEOUT_NOW => Body::TimeoutNow,
-        READ_INDEX => Body::ReadIndex {
-            request: get_u64(buf, "read index")?,
-        },
-        READ_INDEX_REPLY => {
-            let request = get_u64(buf, "read index reply")?;
-            let known = get_bool(buf)?;
-            let index = Index(get_u64(buf, "read index reply")?);
-            Body::ReadIndexReply {
-                request,
-                index: known.then_some(index),
-            }
-        }
-        FORWARD => {
-            let commands = (0..get_count(buf, "forward")?)
-                .map(|_| {
-                    let len = get_count(buf, "command")?;
-                    need(buf, "command", len)?;
-                    Ok(buf.split_to(len))
-                })
-                .collect::<Result<_, FrameError>>()?;
-            Body::Forward { commands }
-        }
-        tag => return Err(CodecError::Tag { what: "message", tag }.into()),
-    };
-    Ok(Message {
-        group,
-        from,
-        to,
-        term,
-        body,
+fn decode_piece(buf: &mut Bytes) -> Result<Piece, FrameError> {
+    Ok(Piece {
+        id: get_u64(buf, "call")?,
+        last: get_bool(buf)?,
+        body: buf.split_to(buf.len()),
     })
 }
 
@@ -554,6 +400,7 @@ fn decode_hello(buf: &mut Bytes) -> Result<Hello, FrameError> {
         purpose: match get_u8(buf, "hello")? {
             0 => Purpose::Messages,
             1 => Purpose::Snapshot,
+            2 => Purpose::Calls,
             tag => return Err(CodecError::Tag { what: "purpose", tag }.into()),
         },
         address: get_text(buf, "address")?,
@@ -581,110 +428,6 @@ fn decode_reply(buf: &mut Bytes) -> Result<HelloReply, FrameError> {
             .into());
         }
     })
-}
-
-/// In the store's form; how reads are answered follows if anybody ever asked for it.
-fn encode_meta(meta: &SnapshotMeta, out: &mut BytesMut) {
-    encode_snapshot_meta(meta, out);
-    if meta.reads != ReadsState::default() {
-        encode_reads(&meta.reads, out);
-    }
-}
-
-fn decode_meta_reads(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
-    let meta = decode_meta(buf)?;
-    let index = Index(get_u64(buf, "snapshot")?);
-    let spec = spec_codec::decode_spec(buf).map_err(CodecError::from)?;
-    Ok(SnapshotMeta {
-        reads: ReadsState { spec, index },
-        ..meta
-    })
-}
-
-fn decode_meta(buf: &mut Bytes) -> Result<SnapshotMeta, FrameError> {
-    let position: LogPosition = codec::decode_position(buf)?;
-    let index = Index(get_u64(buf, "snapshot")?);
-    need(buf, "snapshot", 4)?;
-    let count = buf.get_u32_le();
-    let members = |count: u32, buf: &mut Bytes| -> Result<BTreeSet<MemberId>, FrameError> {
-        (0..count).map(|_| Ok(MemberId(get_u64(buf, "snapshot")?))).collect()
-    };
-    let voters = members(count & !JOINT_FLAG, buf)?;
-    let learners = codec::get_members(buf, "snapshot")?;
-    let outgoing = if count & JOINT_FLAG == 0 {
-        BTreeSet::new()
-    } else {
-        codec::get_members(buf, "snapshot")?
-    };
-    Ok(SnapshotMeta {
-        position,
-        config: ConfigState {
-            voters,
-            outgoing,
-            learners,
-            index,
-        },
-        ..SnapshotMeta::default()
-    })
-}
-
-fn need(buf: &Bytes, what: &'static str, needed: usize) -> Result<(), CodecError> {
-    if buf.len() < needed {
-        Err(CodecError::Short {
-            what,
-            needed,
-            left: buf.len(),
-        })
-    } else {
-        Ok(())
-    }
-}
-
-fn get_u64(buf: &mut Bytes, what: &'static str) -> Result<u64, CodecError> {
-    need(buf, what, 8)?;
-    Ok(buf.get_u64_le())
-}
-
-fn get_u8(buf: &mut Bytes, what: &'static str) -> Result<u8, CodecError> {
-    need(buf, what, 1)?;
-    Ok(buf.get_u8())
-}
-
-fn get_bool(buf: &mut Bytes) -> Result<bool, CodecError> {
-    match get_u8(buf, "flag")? {
-        0 => Ok(false),
-        1 => Ok(true),
-        tag => Err(CodecError::Tag { what: "flag", tag }),
-    }
-}
-
-/// A count or length. Nothing is reserved by it: the items are read one by one, and missing ones end the decoding.
-fn get_count(buf: &mut Bytes, what: &'static str) -> Result<usize, CodecError> {
-    need(buf, what, 4)?;
-    Ok(buf.get_u32_le() as usize)
-}
-
-fn put_count(count: usize, out: &mut BytesMut) {
-    out.put_u32_le(u32::try_from(count).expect("invariant: counts and lengths in a frame are far below 2^32"));
-}
-
-fn get_text(buf: &mut Bytes, what: &'static str) -> Result<String, FrameError> {
-    let len = get_count(buf, what)?;
-    need(buf, what, len)?;
-    if len > TEXT_BYTES_MAX {
-        return Err(FrameError::Text(what));
-    }
-    String::from_utf8(buf.split_to(len).into()).map_err(|_| FrameError::Text(what))
-}
-
-/// Writes a text, cut at the limit.
-fn put_text(text: &str, out: &mut BytesMut) {
-    let mut end = text.len().min(TEXT_BYTES_MAX);
-    while !text.is_char_boundary(end) {
-        end -= 1;
-    }
-    put_count(end, out);
-    out.put_slice(&text.as_bytes()[..end]);
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 use super::*;
-use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
-use althing_raft::ids::Now;
+use crate::message_frame::{APPEND, FORWARD, SNAPSHOT};
+use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, Entry, Payload};
+use althing_raft::ids::{Epoch, Index, LogPosition, Now};
+use althing_raft::message::Body;
 use althing_raft::roster::{Ballot, ReadMode, ReadSpec, ResponderRange, Responders, Revisions, Roster, Span};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;
@@ -188,15 +190,15 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u64>(),
         any::<u64>(),
         "[a-z.:0-9é]{0,40}",
-        any::<bool>(),
+        prop::sample::select(vec![Purpose::Messages, Purpose::Snapshot, Purpose::Calls]),
     )
-        .prop_map(|(version, cluster, from, to, address, messages)| Hello {
+        .prop_map(|(version, cluster, from, to, address, purpose)| Hello {
             version,
             cluster,
             from: MemberId(from),
             to: MemberId(to),
             address,
-            purpose: if messages { Purpose::Messages } else { Purpose::Snapshot },
+            purpose,
         });
     let reply = prop_oneof![
         Just(HelloReply::Accepted),
@@ -207,7 +209,12 @@ fn frame() -> impl Strategy<Value = Frame> {
         any::<u16>().prop_map(|newest| HelloReply::Version { newest }),
         Just(HelloReply::Removed),
     ];
+    let piece =
+        || any::<(u64, bool)>().prop_flat_map(|(id, last)| bytes().prop_map(move |body| Piece { id, last, body }));
     prop_oneof![
+        piece().prop_map(Frame::Call),
+        piece().prop_map(Frame::Answer),
+        (any::<u64>(), "[a-z é]{0,60}").prop_map(|(id, reason)| Frame::NoAnswer { id, reason }),
         hello.prop_map(Frame::Hello),
         reply.prop_map(Frame::HelloReply),
         vec(message(), 0..5).prop_map(Frame::Messages),
@@ -233,7 +240,15 @@ proptest! {
     }
 
     #[test]
-    fn arbitrary_bodies_with_a_right_checksum_never_panic(kind in 0..12u8, body in vec(any::<u8>(), 0..300)) {
+    fn frames_that_are_written_together_are_those_written_alone(frames in vec(frame(), 0..5)) {
+        let mut together = BytesMut::new();
+        frames.iter().for_each(|frame| frame.encode_to(&mut together));
+        let alone: Vec<u8> = frames.iter().flat_map(Frame::encode).collect();
+        prop_assert_eq!(together.to_vec(), alone);
+    }
+
+    #[test]
+    fn arbitrary_bodies_with_a_right_checksum_never_panic(kind in 0..16u8, body in vec(any::<u8>(), 0..300)) {
         let header = Header { len: body.len(), crc: checksum(kind, &body), kind };
         let _ = header.decode_body(body.into());
     }
@@ -249,7 +264,7 @@ proptest! {
     /// Behind a checksum that holds, bodies that begin as real ones do: lengths and counts are where the decoder expects them.
     #[test]
     fn forged_changes_of_real_frames_never_panic_and_hold_no_more_than_they_are(
-        frame in frame(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), keep: prop::sample::Index, kind in 0..9u8, same_kind: bool,
+        frame in frame(), changes in vec((any::<prop::sample::Index>(), any::<u8>()), 1..6), keep: prop::sample::Index, kind in 0..16u8, same_kind: bool,
     ) {
         let whole = frame.encode();
         let mut body = whole[HEADER_BYTES..].to_vec();
