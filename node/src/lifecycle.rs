@@ -10,12 +10,16 @@ use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
 use crate::threads::machine;
 use crate::threads::wal::WalJob;
-use althing_raft::entry::HardState;
-use althing_raft::ids::{GroupId, Index, LogPosition};
+use althing_raft::entry::{HardState, Payload};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_raft::io::{Config as CoreConfig, Start};
+use althing_shard::envelope::{BootNonce, Envelope};
 use althing_shard::{Event, GroupStart};
+use althing_store::codec::encode_command;
+use althing_store::ops::{Command, RevisionSource, ShardCommand, Territory};
 use althing_store::{Mvcc, SledStore};
 use althing_wal::GroupWrite;
+use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, PoisonError};
 use tokio::sync::{Mutex, oneshot};
@@ -40,6 +44,8 @@ pub struct Lifecycle {
     retired: Mutex<BTreeMap<GroupId, HardState>>,
     /// Who waits for the host to let a group go.
     leaving: StdMutex<BTreeMap<GroupId, oneshot::Sender<HardState>>>,
+    /// A number for each start of a replica, another one each time.
+    lives: StdMutex<BTreeMap<GroupId, u64>>,
 }
 
 impl Lifecycle {
@@ -51,6 +57,7 @@ impl Lifecycle {
             engine,
             retired: Mutex::new(retired),
             leaving: StdMutex::default(),
+            lives: StdMutex::default(),
         }
     }
 
@@ -93,6 +100,34 @@ impl Lifecycle {
         )
     }
 
+    /// Gives birth to a group whose only voter is this member, with what it owns as its first entry. Nothing if it is here.
+    ///
+    /// # Errors
+    /// If it was here before, since it may live on elsewhere; if the engine fails or the node goes down.
+    pub async fn create(&self, group: GroupId, territory: Territory, source: RevisionSource) -> Result<(), NodeError> {
+        let retired = self.retired.lock().await;
+        if self.shared.groups.get(group).is_some() {
+            return Ok(());
+        }
+        if retired.contains_key(&group) {
+            return Err(NodeError::BornBefore(group));
+        }
+        let mut start = Start::birth(self.shared.me, self.shared.info.encode());
+        let mut settle = BytesMut::new();
+        encode_command(&Command::Shard(ShardCommand::Settle { territory, source }), &mut settle);
+        start.then(settle_entry(settle.freeze()));
+        let store = self.fresh(group)?;
+        self.write(GroupWrite {
+            group,
+            hard_state: Some(start.hard_state),
+            reset_to: None,
+            entries: start.entries.clone(),
+        })
+        .await?;
+        self.shared.groups.insert(group, store);
+        self.start(group, start)
+    }
+
     /// Gives this node a replica of a new group with its first state. Repeating it is harmless.
     ///
     /// # Errors
@@ -104,25 +139,25 @@ impl Lifecycle {
         }
         let meta = tokio::task::block_in_place(|| store.checkpoint())?;
         let start = Start::after(meta);
-        let (done, written) = oneshot::channel();
-        self.shared.wal.push(WalJob::WriteFor {
-            writes: vec![first_write(group, &start)],
-            done,
-        });
-        written.await.map_err(|_| NodeError::Stopped)?;
+        self.write(first_write(group, &start)).await?;
         self.shared.groups.insert(group, Arc::new(store));
         self.start(group, start)
     }
 
-    /// Removes this node's replica of a group. Repeating it is harmless.
+    /// Removes this node's replica of a group, if it is this start of it and its log ends here. Repeating it is harmless.
     ///
     /// # Errors
-    /// If the node goes down.
-    pub async fn close(&self, group: GroupId) -> Result<(), NodeError> {
+    /// If it is not so any more, or the node goes down.
+    pub async fn close(&self, group: GroupId, unchanged: Option<(u64, LogPosition)>) -> Result<(), NodeError> {
         let mut retired = self.retired.lock().await;
         if self.shared.groups.get(group).is_none() {
             return Ok(());
         }
+        let last = match unchanged {
+            Some((life, _)) if life != self.life(group) => return Err(NodeError::Changed(group)),
+            Some((_, last)) => Some(last),
+            None => None,
+        };
         let (left, hard_state) = oneshot::channel();
         self.leaving
             .lock()
@@ -134,18 +169,13 @@ impl Lifecycle {
             commit: Index::ZERO,
             ..hard_state.await.map_err(|_| NodeError::Stopped)?
         };
-        let (done, written) = oneshot::channel();
-        let write = GroupWrite {
+        self.write(GroupWrite {
             group,
             hard_state: Some(hard_state),
             reset_to: Some(LogPosition::default()),
             entries: Vec::new(),
-        };
-        self.shared.wal.push(WalJob::WriteFor {
-            writes: vec![write],
-            done,
-        });
-        written.await.map_err(|_| NodeError::Stopped)?;
+        })
+        .await?;
         let (reply, gone) = oneshot::channel();
         self.shared.apply.push(ApplyJob::Retire { group, reply });
         gone.await.map_err(|_| NodeError::Stopped)?;
@@ -168,8 +198,29 @@ impl Lifecycle {
         }
     }
 
+    /// Names the present start of a group's replica.
+    #[must_use]
+    pub fn life(&self, group: GroupId) -> u64 {
+        let lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
+        lives.get(&group).copied().unwrap_or_default()
+    }
+
+    async fn write(&self, write: GroupWrite) -> Result<(), NodeError> {
+        let (done, written) = oneshot::channel();
+        self.shared.wal.push(WalJob::WriteFor {
+            writes: vec![write],
+            done,
+        });
+        written.await.map_err(|_| NodeError::Stopped)
+    }
+
     fn start(&self, group: GroupId, start: Start) -> Result<(), NodeError> {
         let shared = &self.shared;
+        let life = draw()?;
+        self.lives
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, life);
         let config = CoreConfig {
             group,
             id: shared.me,
@@ -190,6 +241,18 @@ impl Lifecycle {
         }
         Ok(())
     }
+}
+
+/// What a group owns, as its first command. Nobody waits for it.
+fn settle_entry(command: Bytes) -> Payload {
+    let envelope = Envelope {
+        proposer: MemberId(0),
+        nonce: BootNonce(0),
+        sequence: 0,
+        stamp: None,
+        command,
+    };
+    Payload::Command(envelope.encode())
 }
 
 /// The first record of a group that begins with a state.

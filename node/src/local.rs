@@ -8,8 +8,8 @@ use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::GroupId;
 use althing_raft::roster::Footprint;
 use althing_shard::{Done, Event, Refusal};
-use althing_store::ops::{KeyRange, OpError, OpResult, Range, RangeResult, Revision, Txn};
-use althing_store::{CommandResult, StoreError, footprint};
+use althing_store::ops::{KeyRange, Op, OpError, Range, RangeResult, Revision, Txn};
+use althing_store::{CommandResult, Locks, StoreError, footprint};
 use bytes::Bytes;
 use std::sync::Arc;
 
@@ -168,5 +168,89 @@ impl Local {
                 Err(failed(error))
             }
         }
+    }
+
+    /// Reads in a group, in the way that is asked for; `at` is answered by its leader only.
+    ///
+    /// # Errors
+    /// If the host refuses; what the state machine refuses is in the result.
+    pub async fn read(&self, group: GroupId, terms: ReadTerms, mut txn: Txn) -> Result<CommandResult, KeyspaceError> {
+        let store = self.store(group)?;
+        let locks = if terms.serializable { Locks::Ignore } else { Locks::Heed };
+        if let Some(at) = terms.at {
+            self.resolve(group).await?;
+            txn.success.iter_mut().for_each(|op| pin(op, at));
+        } else {
+            self.catch_up(group, footprint::read_txn(&txn), terms.serializable).await?;
+        }
+        let read = elsewhere(move || store.read_txn_with(&txn, locks)).await?;
+        Ok(match read.map_err(|error| broken(&error))? {
+            Ok((revision, result)) => CommandResult {
+                revision: terms.at.unwrap_or(revision),
+                result: Ok(result),
+            },
+            Err(error) => CommandResult {
+                revision: Revision(0),
+                result: Err(error),
+            },
+        })
+    }
+
+    /// Reads one range; a single key on this thread, if nobody holds it up.
+    ///
+    /// # Errors
+    /// As of [`Local::read`].
+    pub async fn range(
+        &self,
+        group: GroupId,
+        range: Range,
+        serializable: bool,
+    ) -> Result<Result<(Revision, RangeResult), OpError>, KeyspaceError> {
+        self.catch_up(group, footprint::read(&range), serializable).await?;
+        let store = self.store(group)?;
+        let locks = if serializable { Locks::Ignore } else { Locks::Heed };
+        let found = match &range.keys {
+            KeyRange::Single(_) => store.try_range_with(&range, locks),
+            KeyRange::Between(..) | KeyRange::From(_) | KeyRange::Part { .. } => Ok(None),
+        };
+        let found = match found.transpose() {
+            Some(found) => found,
+            None => elsewhere(move || store.range_with(&range, locks)).await?,
+        };
+        found.map_err(|error| broken(&error))
+    }
+
+    /// Waits until the state machine has everything of these keys that was committed when this was called: by the read gate,
+    /// which needs no message where this member holds a lease.
+    async fn catch_up(&self, group: GroupId, footprint: Footprint, serializable: bool) -> Result<(), KeyspaceError> {
+        if serializable {
+            // The cluster is named first: a node outside of every cluster has nothing to serve.
+            return self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped);
+        }
+        self.shared.catch_up(group, footprint).await.map_err(failed)
+    }
+
+    /// Waits until every revision that the sequencer gave to this group before now is applied here, or never will be.
+    async fn resolve(&self, group: GroupId) -> Result<(), KeyspaceError> {
+        let deadline = self.shared.deadline();
+        let asked = self.shared.ask_host(|request| Event::Resolve {
+            request,
+            group,
+            deadline,
+        });
+        asked.await.map(|_| ()).map_err(failed)
+    }
+}
+
+/// Has an operation look at a revision, unless it names one itself.
+fn pin(op: &mut Op, at: Revision) {
+    match op {
+        Op::Range(range) => range.revision = range.revision.or(Some(at)),
+        Op::Txn(inner) => inner
+            .success
+            .iter_mut()
+            .chain(&mut inner.failure)
+            .for_each(|op| pin(op, at)),
+        Op::Put(_) | Op::Delete(_) => unreachable!("invariant: what is read writes nothing"),
     }
 }

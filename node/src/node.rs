@@ -86,6 +86,12 @@ pub enum NodeError {
     /// It belongs to another one.
     #[error("this node belongs to cluster {0:016x}")]
     OtherCluster(u64),
+    /// A group that is to be born here was here before.
+    #[error("group {0} was here before, so it may live on elsewhere; open a replica of it instead")]
+    BornBefore(GroupId),
+    /// A replica is not what it was when somebody decided about it.
+    #[error("the replica of group {0} is not as it was; look again")]
+    Changed(GroupId),
     /// It is going down.
     #[error("the node is going down")]
     Stopped,
@@ -291,9 +297,8 @@ impl Node {
         };
         let apply_thread = thread("apply", move || applier.run())?;
         let checkpoint_thread = {
-            let (groups, host) = (Arc::clone(&shared.groups), Arc::clone(&shared.host));
-            let room = shared.room.clone();
-            thread("checkpoint", move || checkpoint::run(&kicks, &groups, &host, &room))?
+            let shared = Arc::clone(&shared);
+            thread("checkpoint", move || checkpoint::run(&kicks, &shared))?
         };
 
         let mut half_born = BTreeMap::new();

@@ -11,7 +11,7 @@ use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
 use crate::threads::wal::WalJob;
 use crate::waiters::{Answer, Reader, Waiters};
-use althing_raft::ids::{GroupId, MemberId, Now};
+use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{RequestId, Soft};
 use althing_raft::roster::Footprint;
 use althing_shard::host::{GroupView, REQUESTS_MAX};
@@ -108,6 +108,8 @@ pub struct Shared {
     pub groups: Arc<Groups>,
     /// Role, leader, term, configuration of each group, as last said by the host.
     soft: RwLock<BTreeMap<GroupId, Soft>>,
+    /// What the state of each group holds durably, as far as this process made it so.
+    durable: RwLock<BTreeMap<GroupId, LogPosition>>,
     /// Where space is measured.
     pub room: Room,
     /// When it was last asked whether commands can be taken, in microseconds, times two; plus one if they could not.
@@ -176,6 +178,7 @@ impl Shared {
             apply: inboxes.apply,
             groups: Arc::default(),
             soft: RwLock::default(),
+            durable: RwLock::default(),
             room,
             crowded: AtomicU64::new(0),
             volume: RwLock::default(),
@@ -216,6 +219,7 @@ impl Shared {
     /// Forgets what the host said of a group that left.
     pub(crate) fn forget_soft(&self, group: GroupId) {
         self.soft.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        self.durable.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
     }
 
     /// The group's term, as the host last said it; 0 before it said anything.
@@ -231,6 +235,20 @@ impl Shared {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(group, soft)
+    }
+
+    /// Up to where a group's state is durable.
+    #[must_use]
+    pub fn durable(&self, group: GroupId) -> LogPosition {
+        let durable = self.durable.read().unwrap_or_else(PoisonError::into_inner);
+        durable.get(&group).copied().unwrap_or_default()
+    }
+
+    /// Says so.
+    pub fn set_durable(&self, group: GroupId, position: LogPosition) {
+        let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
+        let known = durable.entry(group).or_default();
+        *known = position.max(*known);
     }
 
     /// Space on the volume.

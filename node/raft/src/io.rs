@@ -53,6 +53,18 @@ pub struct Start {
 }
 
 impl Start {
+    /// Adds an entry, committed as the others are.
+    pub fn then(&mut self, payload: Payload) {
+        let last = self.entries.last().map_or(self.log_start, Entry::position);
+        let index = last.index.next();
+        self.entries.push(Entry {
+            term: last.term,
+            index,
+            payload,
+        });
+        self.hard_state.commit = index;
+    }
+
     /// A group that begins with a state instead of entries: a shard that was cut off another one, or a new one. Every first voter
     /// starts from the same.
     #[must_use]
