@@ -80,6 +80,8 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
                 | Effect::SendSnapshot { .. }
                 | Effect::Install { .. }
                 | Effect::Discard { .. }
+                | Effect::Stamp { .. }
+                | Effect::Retired { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => None,
             });
@@ -131,6 +133,8 @@ fn dispatch(
             Effect::Discard { group, meta } => shared
                 .apply
                 .push(ApplyJob::Snapshot(SnapshotJob::Discard { group, meta })),
+            Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced yet"),
+            Effect::Retired { .. } => unreachable!("invariant: no group is retired yet"),
             Effect::Peers(book) => peers.update(book),
             Effect::Changed { group, soft } => changed(group, soft, shared),
         }
