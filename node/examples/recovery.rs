@@ -127,6 +127,7 @@ fn write_volume(dir: &Path, args: &Args) -> Result<()> {
                 proposer: me,
                 nonce: BootNonce(1),
                 sequence: at,
+                stamp: None,
                 command: command.freeze(),
             };
             Entry {

@@ -100,7 +100,8 @@ fn failed(failed: Failed) -> KeyspaceError {
         Failed::Refused(refusal) => refusal,
     };
     match refusal {
-        Refusal::NoLeader => KeyspaceError::NoLeader,
+        // Nothing was proposed, and somebody else's leader is missing.
+        Refusal::NoLeader | Refusal::NoStamp => KeyspaceError::NoLeader,
         Refusal::NotLeader { .. } => KeyspaceError::NotLeader,
         Refusal::LeaderChanged => KeyspaceError::LeaderChanged,
         Refusal::Timeout => KeyspaceError::Timeout,
@@ -202,6 +203,7 @@ impl Keyspace for DefaultKeyspace {
                 self.count(match refusal {
                     Refusal::LeaderChanged | Refusal::Timeout => Outcome::unknown,
                     Refusal::NoLeader
+                    | Refusal::NoStamp
                     | Refusal::NotLeader { .. }
                     | Refusal::TooManyRequests
                     | Refusal::Conflict { .. }

@@ -261,6 +261,8 @@ impl Node {
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
             cut: CutPolicy::PRODUCTION,
+            // All that clients can ask for; nothing else exists yet.
+            needs_stamp: |_| true,
         });
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),

@@ -133,6 +133,8 @@ pub enum Input {
     Message(Message),
     /// Replicate these commands. At a follower they are forwarded to the leader, once.
     Propose(Vec<(RequestId, Bytes)>),
+    /// Replicate these commands, which followers sent some time ago; only a leader takes them.
+    Forwarded(Vec<Bytes>),
     /// Change the configuration; only a leader takes it.
     ProposeConfig(RequestId, ConfigChange),
     /// Answer reads in another way; only a leader takes it.

@@ -23,7 +23,7 @@ mod message_frame;
 mod pending;
 pub mod policy;
 
-pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
+pub use effect::{Done, Effect, Event, Item, Refusal, Ticket, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};
 
 /// What can go wrong in a host. All of it is fatal: the shell says it and ends the process, because going on could

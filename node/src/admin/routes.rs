@@ -62,10 +62,12 @@ pub(super) fn failed(shared: &Shared, error: Failed) -> Refuse {
     };
     match refusal {
         Refusal::NotLeader { leader } => not_leader(shared, leader),
-        Refusal::NoLeader | Refusal::Timeout | Refusal::LeaderChanged | Refusal::TooManyRequests => refuse(
-            ProblemReason::Unavailable,
-            format!("{refusal}; look at /v1/status and ask again"),
-        ),
+        Refusal::NoLeader | Refusal::NoStamp | Refusal::Timeout | Refusal::LeaderChanged | Refusal::TooManyRequests => {
+            refuse(
+                ProblemReason::Unavailable,
+                format!("{refusal}; look at /v1/status and ask again"),
+            )
+        }
         Refusal::Conflict { current } => refuse(
             ProblemReason::Conflict,
             format!(

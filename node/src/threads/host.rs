@@ -88,6 +88,8 @@ pub async fn run(
                 | Effect::SendSnapshot { .. }
                 | Effect::Install { .. }
                 | Effect::Discard { .. }
+                | Effect::Stamp { .. }
+                | Effect::Retired { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => None,
             });
@@ -140,6 +142,8 @@ fn dispatch(
             Effect::Discard { group, meta } => shared
                 .apply
                 .push(ApplyJob::Snapshot(SnapshotJob::Discard { group, meta })),
+            Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced yet"),
+            Effect::Retired { .. } => unreachable!("invariant: no group is retired yet"),
             Effect::Peers(book) => peers.update(book),
             Effect::Changed { group, soft } => changed(group, soft, shared),
         }

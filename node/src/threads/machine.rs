@@ -72,13 +72,18 @@ impl Batch {
             batch.meta.position = item.position;
             let (waiter, item) = match item.work {
                 Work::Noop => (None, ApplyItem::Noop),
-                Work::Command { command, waiter } => match codec::decode_command(command) {
+                Work::Command {
+                    command,
+                    stamp: None,
+                    waiter,
+                } => match codec::decode_command(command) {
                     Ok(command) => (waiter, ApplyItem::Command(command)),
                     Err(error) => die(
                         "a committed command cannot be read; start a version that knows it",
                         &error,
                     ),
                 },
+                Work::Command { stamp: Some(_), .. } => unreachable!("invariant: no group is sequenced yet"),
                 Work::Reads { state } => {
                     tracing::info!(index = %state.index, mode = ?state.spec.mode, lease = ?state.spec.lease, "reads are answered in another way");
                     batch.meta.reads = state;

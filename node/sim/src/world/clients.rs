@@ -268,6 +268,7 @@ pub(crate) fn refusal_outcome(op: &Op, refusal: Refusal) -> Outcome {
         Refusal::LeaderChanged
         | Refusal::Timeout
         | Refusal::NoLeader
+        | Refusal::NoStamp
         | Refusal::NotLeader { .. }
         | Refusal::TooManyRequests
         | Refusal::Conflict { .. }
