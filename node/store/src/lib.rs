@@ -21,6 +21,7 @@ mod state;
 pub mod codec;
 pub mod footprint;
 pub mod ops;
+pub mod partition;
 pub mod snapshot;
 
 pub use error::StoreError;
