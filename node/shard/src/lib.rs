@@ -13,6 +13,7 @@
 //! members live.
 
 pub mod book;
+pub mod conductor;
 pub mod effect;
 pub mod envelope;
 mod fields;
@@ -20,6 +21,8 @@ pub mod frame;
 pub mod host;
 mod lease_frame;
 mod message_frame;
+pub mod map;
+pub mod meta;
 mod pending;
 pub mod policy;
 

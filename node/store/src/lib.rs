@@ -22,6 +22,7 @@ pub mod answer;
 pub mod codec;
 pub mod footprint;
 pub mod ops;
+pub mod partition;
 pub mod snapshot;
 
 pub use error::StoreError;

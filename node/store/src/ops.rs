@@ -1,5 +1,7 @@
 //! What clients ask of a keyspace, parsed: etcd's request semantics as types, without its wire format.
 
+use crate::partition::{RevisionSource, Territory};
+use althing_raft::ids::{GroupId, LogPosition, MemberId};
 use bytes::Bytes;
 use std::fmt;
 
@@ -277,4 +279,99 @@ pub enum OpError {
     /// The member is short of disk and takes no writes until space is made.
     #[error("database space exceeded")]
     NoSpace,
+}
+
+/// Names a transaction across shards: never used twice.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub struct TxnId {
+    /// Who runs it.
+    pub member: MemberId,
+    /// Drawn at each boot of that member.
+    pub nonce: u64,
+    /// Counted there.
+    pub number: u64,
+}
+
+/// How a transaction across shards ends.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Decision {
+    /// It happens.
+    Commit {
+        /// At this revision.
+        revision: Revision,
+        /// The branch taken, one per transaction in depth-first order.
+        path: Vec<bool>,
+    },
+    /// It never happened.
+    Abort,
+}
+
+/// What the layers above ask of one group's state machine.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardCommand {
+    /// Sets territory and revision source if the territory's epoch is newer.
+    Settle {
+        /// What it owns.
+        territory: Territory,
+        /// Where its revisions come from.
+        source: RevisionSource,
+    },
+    /// Cuts everything from `at` on off into a new group.
+    Split {
+        /// Refused unless this is the present epoch.
+        epoch: u64,
+        /// Partition key.
+        at: Bytes,
+        /// The new group.
+        child: GroupId,
+    },
+    /// Refuses clients from now on.
+    Seal {
+        /// For whom.
+        operation: u64,
+    },
+    /// Serves them again.
+    Unseal {
+        /// For whom.
+        operation: u64,
+    },
+    /// The sealed right neighbour's state joins.
+    Absorb {
+        /// The operation that sealed it.
+        operation: u64,
+        /// The neighbour.
+        from: GroupId,
+        /// Where it stands.
+        position: LogPosition,
+        /// What both own together.
+        territory: Territory,
+    },
+    /// Locks keys for a transaction.
+    Prepare {
+        /// Which one.
+        txn: TxnId,
+        /// Whose word counts.
+        coordinator: GroupId,
+        /// This group's part.
+        part: Txn,
+    },
+    /// Settles what becomes of a transaction.
+    Decide {
+        /// Which one.
+        txn: TxnId,
+        /// How it ends.
+        decision: Decision,
+    },
+    /// Ends a transaction here.
+    Finish {
+        /// Which one.
+        txn: TxnId,
+        /// How it ends.
+        decision: Decision,
+    },
+    /// The coordinator's record may go.
+    Forget {
+        /// Which one.
+        txn: TxnId,
+    },
 }
