@@ -321,6 +321,11 @@ async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
                     })
                     .collect(),
                 reads: Some(reads_status(&raft.lease)),
+                kind: None,
+                keyspace: None,
+                bytes: None,
+                keys: None,
+                hibernating: None,
             }
         })
         .collect()
