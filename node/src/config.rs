@@ -170,7 +170,7 @@ impl RunArgs {
         }
     }
 
-    fn given(&self) -> [(&'static str, &Option<String>); 20] {
+    fn given(&self) -> [(&'static str, &Option<String>); 21] {
         [
             ("name", &self.name),
             ("data_dir", &self.data_dir),
@@ -254,9 +254,11 @@ impl Reader<'_> {
                 Some((name, value)) if !name.is_empty() => {
                     labels.insert(name.to_owned(), value.to_owned());
                 }
-                Some(_) | None => self.check(false, || {
-                    format!("labels: {pair:?} must be NAME=VALUE, several with commas between them")
-                }),
+                Some(_) | None => {
+                    self.check(false, || {
+                        format!("labels: {pair:?} must be NAME=VALUE, several with commas between them")
+                    });
+                }
             }
         }
         labels

@@ -11,12 +11,13 @@ use crate::threads::host::Job;
 use crate::threads::machine;
 use crate::threads::wal::WalJob;
 use althing_raft::entry::{HardState, Payload};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
+use althing_raft::ids::{GroupId, LogPosition, MemberId};
 use althing_raft::io::{Config as CoreConfig, Start};
 use althing_shard::envelope::{BootNonce, Envelope};
 use althing_shard::{Event, GroupStart};
 use althing_store::codec::encode_command;
-use althing_store::ops::{Command, RevisionSource, ShardCommand, Territory};
+use althing_store::ops::{Command, ShardCommand};
+use althing_store::partition::{RevisionSource, Territory};
 use althing_store::{Mvcc, SledStore};
 use althing_wal::GroupWrite;
 use bytes::{Bytes, BytesMut};
@@ -43,7 +44,7 @@ pub struct Lifecycle {
     /// Terms and votes of groups that left.
     retired: Mutex<BTreeMap<GroupId, HardState>>,
     /// Who waits for the host to let a group go.
-    leaving: StdMutex<BTreeMap<GroupId, oneshot::Sender<HardState>>>,
+    leaving: StdMutex<BTreeMap<GroupId, oneshot::Sender<Option<HardState>>>>,
     /// A number for each start of a replica, another one each time.
     lives: StdMutex<BTreeMap<GroupId, u64>>,
 }
@@ -153,7 +154,7 @@ impl Lifecycle {
         if self.shared.groups.get(group).is_none() {
             return Ok(());
         }
-        let last = match unchanged {
+        let ends_at = match unchanged {
             Some((life, _)) if life != self.life(group) => return Err(NodeError::Changed(group)),
             Some((_, last)) => Some(last),
             None => None,
@@ -163,12 +164,9 @@ impl Lifecycle {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(group, left);
-        self.shared.host.push(Job::Event(Event::Retire { group }));
-        let hard_state = HardState {
-            // The log is gone, and with it what was committed in it; term and vote are what must not be forgotten.
-            commit: Index::ZERO,
-            ..hard_state.await.map_err(|_| NodeError::Stopped)?
-        };
+        self.shared.host.push(Job::Event(Event::Retire { group, ends_at }));
+        let hard_state = hard_state.await.map_err(|_| NodeError::Stopped)?;
+        let hard_state = hard_state.ok_or(NodeError::Changed(group))?;
         self.write(GroupWrite {
             group,
             hard_state: Some(hard_state),
@@ -185,8 +183,8 @@ impl Lifecycle {
         Ok(())
     }
 
-    /// The host has let a group go.
-    pub fn left(&self, group: GroupId, hard_state: HardState) {
+    /// The host has let a group go, or (`None`) has kept it.
+    pub fn left(&self, group: GroupId, hard_state: Option<HardState>) {
         let waiting = self
             .leaving
             .lock()

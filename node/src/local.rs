@@ -86,6 +86,12 @@ impl Local {
         Self { shared }
     }
 
+    /// The node.
+    #[must_use]
+    pub fn shared(&self) -> &Arc<Shared> {
+        &self.shared
+    }
+
     /// Whether a group has a replica here.
     #[must_use]
     pub fn has(&self, group: GroupId) -> bool {

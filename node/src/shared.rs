@@ -248,7 +248,9 @@ impl Shared {
     pub fn set_durable(&self, group: GroupId, position: LogPosition) {
         let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
         let known = durable.entry(group).or_default();
-        *known = position.max(*known);
+        if position.index > known.index {
+            *known = position;
+        }
     }
 
     /// Space on the volume.

@@ -113,6 +113,8 @@ pub enum Event {
     Retire {
         /// The group.
         group: GroupId,
+        /// Only if its log ends here; otherwise it stays, and [`Effect::Kept`] says so.
+        ends_at: Option<LogPosition>,
     },
     /// A peer sent messages.
     Messages(Vec<Message>),
@@ -256,6 +258,11 @@ pub enum Effect {
         group: GroupId,
         /// Term, vote and promises; nothing of the log.
         hard_state: HardState,
+    },
+    /// A group that was to leave has gone on since, and stays.
+    Kept {
+        /// The group.
+        group: GroupId,
     },
     /// Everybody else, with addresses: connect to these and to no others.
     Peers(BTreeMap<MemberId, Address>),

@@ -364,6 +364,8 @@ pub(super) async fn bootstrap(
             | NodeError::Listen { .. }
             | NodeError::Thread(_)
             | NodeError::HalfBorn
+            | NodeError::BornBefore(_)
+            | NodeError::Changed(_)
             | NodeError::Stopped => refuse(ProblemReason::Unavailable, error.to_string()),
         })
 }

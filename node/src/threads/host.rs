@@ -90,6 +90,7 @@ pub async fn run(
                 | Effect::Discard { .. }
                 | Effect::Stamp { .. }
                 | Effect::Retired { .. }
+                | Effect::Kept { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => None,
             });
@@ -142,8 +143,9 @@ fn dispatch(
             Effect::Discard { group, meta } => shared
                 .apply
                 .push(ApplyJob::Snapshot(SnapshotJob::Discard { group, meta })),
-            Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced yet"),
-            Effect::Retired { .. } => unreachable!("invariant: no group is retired yet"),
+            Effect::Stamp { group, ticket, count } => stamps.ask(group, ticket, count),
+            Effect::Retired { group, hard_state } => lifecycle.left(group, Some(hard_state)),
+            Effect::Kept { group } => lifecycle.left(group, None),
             Effect::Peers(book) => peers.update(book),
             Effect::Changed { group, soft } => changed(group, soft, shared),
         }

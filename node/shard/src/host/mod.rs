@@ -230,7 +230,7 @@ impl Host {
             } => self.resolve(now, request, group, deadline),
             Event::Sequenced { group, on } => self.sequenced(group, on),
             Event::Stamped { group, ticket, first } => self.stamped(now, group, ticket, first),
-            Event::Retire { group } => self.retire(group),
+            Event::Retire { group, ends_at } => self.retire(group, ends_at),
             Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
             Event::PeerSeen { member, address } => {
                 self.turn.peers |= self.book.seen(member, address);

@@ -4,12 +4,16 @@ use super::Host;
 use crate::effect::{Effect, Refusal};
 use crate::pending::Stage;
 use althing_raft::entry::HardState;
-use althing_raft::ids::{GroupId, Index};
+use althing_raft::ids::{GroupId, Index, LogPosition};
 
 impl Host {
     /// Forgets a group, but for its vote and its promises. Whoever waits for something that may have taken effect hears that, not that
     /// there is no group: only what certainly had none may be tried elsewhere.
-    pub(super) fn retire(&mut self, id: GroupId) {
+    pub(super) fn retire(&mut self, id: GroupId, ends_at: Option<LogPosition>) {
+        let Some(group) = self.groups.get(&id) else { return };
+        if ends_at.is_some_and(|end| end != group.raft.view().last) {
+            return self.turn.effects.push(Effect::Kept { group: id });
+        }
         let Some(group) = self.groups.remove(&id) else { return };
         if let Some(at) = group.scheduled {
             self.due.remove(&(at, id));
@@ -34,6 +38,7 @@ impl Host {
             | Effect::Complete { .. }
             | Effect::Discard { .. }
             | Effect::Retired { .. }
+            | Effect::Kept { .. }
             | Effect::Peers(_)
             | Effect::Changed { .. } => true,
         });
