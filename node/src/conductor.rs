@@ -341,7 +341,8 @@ pub fn load(local: &Local) -> Result<MetaState, ConductError> {
         .store(GroupId::META)
         .map_err(|error| ConductError::Meta(error.to_string()))?;
     let all = Range::of(KeyRange::From(Bytes::new()));
-    let (_, rows) = tokio::task::block_in_place(|| store.range(&all))
+    let (_, rows) = store
+        .range(&all)
         .map_err(|error| ConductError::Meta(error.to_string()))?
         .map_err(|error| ConductError::Meta(error.to_string()))?;
     Ok(MetaState::load(rows.kvs.into_iter().map(|kv| (kv.key, kv.value)))?)

@@ -4,19 +4,27 @@ use crate::ask::{Ask, ReadTerms, Reply};
 use crate::calls::Answerer;
 use crate::control::{Control, Said, source, spec_of};
 use crate::lifecycle::Lifecycle;
-use crate::local::{Local, failed};
+use crate::local::Local;
 use crate::observe::Observer;
 use crate::sequencers::Sequencers;
 use crate::shared::Shared;
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_shard::Event;
+use althing_store::ops::Txn;
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
+use tokio::runtime::Handle;
 
 /// Answers asks.
 pub struct Desk {
+    inner: Arc<Inner>,
+    /// Where things are done that may wait for the disk; asks come in on a thread that serves sockets.
+    runtime: Handle,
+}
+
+struct Inner {
     shared: Arc<Shared>,
     local: Local,
     lifecycle: Arc<Lifecycle>,
@@ -28,7 +36,17 @@ pub struct Desk {
 impl Answerer for Desk {
     async fn answer(&self, from: MemberId, body: Bytes) -> Bytes {
         let reply = match Ask::decode(body) {
-            Ok(ask) => self.reply(ask).await,
+            Ok(Ask::Control(json)) => {
+                let inner = Arc::clone(&self.inner);
+                let said = self.runtime.spawn(async move { inner.said(&json).await });
+                said.await.unwrap_or(Reply::Failure(KeyspaceError::Stopped))
+            }
+            Ok(Ask::Execute { group, command }) => self.inner.execute(group, command).await,
+            Ok(Ask::Read { group, terms, txn }) => self.inner.read(group, terms, txn).await,
+            Ok(Ask::Stamp { group, count }) => match self.inner.sequencers.stamp(group, count).await {
+                Ok(first) => Reply::Stamp(first),
+                Err(failure) => Reply::Failure(failure),
+            },
             Err(error) => {
                 tracing::warn!(%from, %error, "an ask that makes no sense; is it a newer version's?");
                 Reply::Failure(KeyspaceError::Stopped)
@@ -41,34 +59,47 @@ impl Answerer for Desk {
 impl Desk {
     /// Of a node.
     #[must_use]
-    pub fn new(shared: Arc<Shared>, local: Local, lifecycle: Arc<Lifecycle>, sequencers: Arc<Sequencers>) -> Self {
+    pub fn new(
+        shared: Arc<Shared>,
+        local: Local,
+        lifecycle: Arc<Lifecycle>,
+        sequencers: Arc<Sequencers>,
+        runtime: Handle,
+    ) -> Self {
         let observer = Observer::new(Arc::clone(&shared), Arc::clone(&lifecycle));
-        Self {
+        let inner = Arc::new(Inner {
             shared,
             local,
             lifecycle,
             observer,
             sequencers,
+        });
+        Self { inner, runtime }
+    }
+}
+
+impl Inner {
+    async fn execute(&self, group: GroupId, command: Bytes) -> Reply {
+        match self.local.execute(group, command).await {
+            Ok((answer, _)) => Reply::Answer(answer),
+            Err(failure) => Reply::Failure(failure),
         }
     }
 
-    async fn reply(&self, ask: Ask) -> Reply {
-        let done = match ask {
-            Ask::Execute { group, command } => {
-                self.local.execute(group, command).await.map(|(answer, _)| Reply::Answer(answer))
-            }
-            Ask::Read { group, terms, txn } => self.local.read(group, terms, txn).await.map(Reply::Answer),
-            Ask::Stamp { group, count } => self.sequencers.stamp(group, count).await.map(Reply::Stamp),
-            Ask::Control(json) => {
-                let said = match serde_json::from_slice(&json) {
-                    Ok(control) => self.control(control).await.unwrap_or_else(Said::No),
-                    Err(error) => Said::No(format!("not understood: {error}")),
-                };
-                let json = serde_json::to_vec(&said).expect("invariant: numbers, strings and lists always serialise");
-                Ok(Reply::Control(json.into()))
-            }
+    async fn read(&self, group: GroupId, terms: ReadTerms, txn: Txn) -> Reply {
+        match self.local.read(group, terms, txn).await {
+            Ok(answer) => Reply::Answer(answer),
+            Err(failure) => Reply::Failure(failure),
+        }
+    }
+
+    async fn said(&self, json: &Bytes) -> Reply {
+        let said = match serde_json::from_slice(json) {
+            Ok(control) => self.control(control).await.unwrap_or_else(Said::No),
+            Err(error) => Said::No(format!("not understood: {error}")),
         };
-        done.unwrap_or_else(Reply::Failure)
+        let json = serde_json::to_vec(&said).expect("invariant: numbers, strings and lists always serialise");
+        Reply::Control(json.into())
     }
 
     async fn control(&self, control: Control) -> Result<Said, String> {

@@ -9,25 +9,36 @@
 #![allow(clippy::disallowed_methods, reason = "clocks and randomness enter the program here")]
 
 pub mod admin;
+pub mod ask;
+pub mod atlas;
 pub mod calls;
 mod clients;
 pub mod clock;
+pub mod conductor;
 pub mod config;
+pub mod control;
+pub mod desk;
 pub mod identity;
 pub mod inbox;
 pub mod inspect;
 pub mod keyspace;
 pub mod lifecycle;
 mod listener;
+pub mod local;
 pub mod members;
 pub mod metrics;
 pub mod node;
+pub mod observe;
+pub mod patience;
 pub mod peers;
+pub mod reach;
 pub mod ready;
 pub mod recover;
+pub mod sequencers;
 pub mod shared;
 pub mod snapshot;
 pub mod space;
+pub mod stamps;
 pub mod telemetry;
 pub mod threads;
 pub mod volume;

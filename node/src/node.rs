@@ -6,9 +6,16 @@ use crate::clients::{self, ARRIVALS_MAX};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError, draw};
-use crate::keyspace::DefaultKeyspace;
+use crate::atlas::Atlas;
+use crate::conductor::Conductor;
+use crate::desk::Desk;
+use crate::keyspace::{Ground, RoutedKeyspace};
 use crate::lifecycle::Lifecycle;
 use crate::listener;
+use crate::local::Local;
+use crate::reach::Reach;
+use crate::sequencers::Sequencers;
+use crate::stamps::Stamps;
 use crate::members::MemberInfo;
 use crate::peers::Peers;
 use crate::ready;
@@ -28,6 +35,7 @@ use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Role, Start};
 use althing_shard::envelope::BootNonce;
+use althing_shard::map::KeyspaceId;
 use althing_shard::policy::CutPolicy;
 use althing_shard::{Event, Host, HostConfig};
 use althing_store::StoreError;
@@ -185,6 +193,8 @@ pub struct Node {
     shared: Arc<Shared>,
     peers: Arc<Peers>,
     calls: Arc<Calls>,
+    /// Kept for as long as calls are answered.
+    _desk: Arc<Desk>,
     health: HealthSwitch,
     client_addr: SocketAddr,
     admin_addr: SocketAddr,
@@ -255,14 +265,32 @@ impl Node {
         let runtime = tokio::runtime::Handle::current();
         let peers = Arc::new(Peers::new(Arc::clone(&shared), net.first().clone()));
         let calls = Arc::new(Calls::new(Arc::clone(&shared), Arc::clone(&peers), net.first().clone()));
+        let local = Local::new(Arc::clone(&shared));
+        let atlas = Arc::new(Atlas::new(local.clone()));
+        let reach = Arc::new(Reach::new(Arc::clone(&shared), Arc::clone(&calls)));
+        let sequencers = Arc::new(Sequencers::new(Arc::clone(&shared), local.clone()));
+        let stamps = Stamps::new(
+            Arc::clone(&shared),
+            Arc::clone(&atlas),
+            Arc::clone(&reach),
+            net.first().clone(),
+        );
+        let desk = Arc::new(Desk::new(
+            Arc::clone(&shared),
+            local.clone(),
+            Arc::clone(&lifecycle),
+            sequencers,
+            runtime.clone(),
+        ));
+        calls.answer_by(&desk);
+        let conductor = Arc::new(Conductor::new(Arc::clone(&shared), local.clone(), Arc::clone(&calls)));
         let snapshots = Outgoing::new(Arc::clone(&shared), Arc::clone(&peers), runtime);
         let host = Host::new(HostConfig {
             me,
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
             cut: CutPolicy::PRODUCTION,
-            // All that clients can ask for; nothing else exists yet.
-            needs_stamp: |_| true,
+            needs_stamp: althing_store::codec::needs_stamp,
         });
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),
@@ -279,6 +307,7 @@ impl Node {
             snapshots,
             Arc::clone(&machine),
             Arc::clone(&lifecycle),
+            stamps,
         ));
         let wal_thread = {
             let writer = wal::Writer {
@@ -321,9 +350,18 @@ impl Node {
             state: Mutex::new(JoinState { identity, half_born }),
         });
 
-        let keyspace = Arc::new(DefaultKeyspace::new(Arc::clone(&shared), tracer.clone()));
+        let keyspace = Arc::new(RoutedKeyspace::new(
+            KeyspaceId::DEFAULT,
+            Arc::new(Ground {
+                shared: Arc::clone(&shared),
+                local: local.clone(),
+                atlas: Arc::clone(&atlas),
+                reach,
+                tracer: tracer.clone(),
+            }),
+        ));
         let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
-        let api: Arc<DefaultKeyspace> = Arc::clone(&keyspace);
+        let api = Arc::clone(&keyspace);
         let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
@@ -350,11 +388,13 @@ impl Node {
             tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
             tokio::spawn(ready::run(Arc::clone(&shared), keyspace, health.clone())).abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
+            tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
         ];
         Ok(Self {
             shared,
             peers,
             calls,
+            _desk: desk,
             health,
             client_addr,
             admin_addr,

@@ -216,6 +216,13 @@ impl Shared {
         self.soft.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Whether this member has a vote in a group, and so everything that it takes to answer for it.
+    #[must_use]
+    pub fn is_voter(&self, group: GroupId) -> bool {
+        let soft = self.soft.read().unwrap_or_else(PoisonError::into_inner);
+        soft.get(&group).is_some_and(|soft| soft.config.voters.contains(&self.me))
+    }
+
     /// Forgets what the host said of a group that left.
     pub(crate) fn forget_soft(&self, group: GroupId) {
         self.soft.write().unwrap_or_else(PoisonError::into_inner).remove(&group);

@@ -7,6 +7,7 @@ use crate::lifecycle::Lifecycle;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::snapshot::Outgoing;
+use crate::stamps::Stamps;
 use crate::threads::apply::{ApplyJob, SnapshotJob};
 use crate::threads::machine::Machine;
 use crate::threads::wal::WalJob;
@@ -38,6 +39,7 @@ pub async fn run(
     snapshots: Outgoing,
     machine: Arc<Machine>,
     lifecycle: Arc<Lifecycle>,
+    stamps: Stamps,
 ) {
     let _guard = AbortOnPanic;
     let mut alarm = Alarm::default();
@@ -96,7 +98,7 @@ pub async fn run(
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        let news = dispatch(effects, &shared, &peers, &snapshots, &machine, &lifecycle);
+        let news = dispatch(effects, &shared, &peers, &snapshots, &machine, &lifecycle, &stamps);
         if !news.is_empty() {
             // Whoever was answered goes first, down to the socket.
             tokio::task::yield_now().await;
@@ -121,6 +123,7 @@ fn dispatch(
     snapshots: &Outgoing,
     machine: &Machine,
     lifecycle: &Lifecycle,
+    stamps: &Stamps,
 ) -> Vec<(MemberId, Vec<Message>)> {
     let mut answers = Vec::new();
     let mut news = Vec::new();

@@ -8,14 +8,16 @@
 //!           Delete (2) : count i64 | keys
 //!           Txn (3)    : succeeded u8 | count u32 | (revision i64 | result) ...
 //!           Compact (4): nothing
-//!           Shard (5)  : see `encode_shard_result`
+//!           Shard (5)  : kind u8 | what it says
 //! ```
 //!
 //! Little-endian. Lengths are checked against the bytes that are there before anything is sliced or reserved.
 
 use crate::codec::{CodecError, Reader, TXN_DEPTH_MAX, put_bytes, put_len};
 use crate::mvcc::CommandResult;
-use crate::ops::{KeyValue, OpError, OpResult, RangeResult, Revision};
+use crate::codec::shard::{decode_decision, decode_txn_id, encode_decision, encode_txn_id};
+use crate::ops::{KeyValue, OpError, OpResult, RangeResult, Revision, ShardResult, Verdict};
+use althing_raft::ids::{GroupId, Index, LogPosition, Term};
 use bytes::{BufMut, Bytes, BytesMut};
 
 /// Version of an answer's form.
@@ -123,6 +125,10 @@ fn put_result(result: &OpResult, out: &mut BytesMut) {
             }
         }
         OpResult::Compact => out.put_u8(4),
+        OpResult::Shard(result) => {
+            out.put_u8(5);
+            put_shard(result, out);
+        }
     }
 }
 
@@ -156,7 +162,106 @@ fn take_result(reader: &mut Reader, depth: usize) -> Result<OpResult, CodecError
             })
         }
         4 => Ok(OpResult::Compact),
+        5 => Ok(OpResult::Shard(take_shard(reader, depth)?)),
         tag => Err(CodecError::Tag { what: "result", tag }),
+    }
+}
+
+fn put_shard(result: &ShardResult, out: &mut BytesMut) {
+    match result {
+        ShardResult::Settled { current } => {
+            out.put_u8(0);
+            out.put_i64_le(current.0);
+        }
+        ShardResult::Split => out.put_u8(1),
+        ShardResult::Sealed { at } => {
+            out.put_u8(2);
+            out.put_u64_le(at.term.0);
+            out.put_u64_le(at.index.0);
+        }
+        ShardResult::Unsealed => out.put_u8(3),
+        ShardResult::Absorbed => out.put_u8(4),
+        ShardResult::Prepared { verdicts, errors } => {
+            out.put_u8(5);
+            put_len(verdicts.len(), out);
+            for (verdicts, errors) in verdicts.iter().zip(errors) {
+                put_len(verdicts.len(), out);
+                verdicts.iter().for_each(|verdict| {
+                    out.put_u8(match verdict {
+                        Verdict::Holds => 0,
+                        Verdict::Fails => 1,
+                        Verdict::Empty(false) => 2,
+                        Verdict::Empty(true) => 3,
+                    });
+                });
+                for error in errors {
+                    out.put_u8(u8::from(error.is_some()));
+                    if let Some(error) = error {
+                        put_error(*error, out);
+                    }
+                }
+            }
+        }
+        ShardResult::Decided(decision) => {
+            out.put_u8(6);
+            encode_decision(decision, out);
+        }
+        ShardResult::Finished(result) => {
+            out.put_u8(7);
+            out.put_u8(u8::from(result.is_some()));
+            if let Some(result) = result {
+                put_result(result, out);
+            }
+        }
+        ShardResult::Forgotten => out.put_u8(8),
+    }
+}
+
+fn take_shard(reader: &mut Reader, depth: usize) -> Result<ShardResult, CodecError> {
+    match reader.u8("shard result")? {
+        0 => Ok(ShardResult::Settled {
+            current: Revision(reader.i64("revision")?),
+        }),
+        1 => Ok(ShardResult::Split),
+        2 => Ok(ShardResult::Sealed {
+            at: LogPosition {
+                term: Term(reader.u64("position")?),
+                index: Index(reader.u64("position")?),
+            },
+        }),
+        3 => Ok(ShardResult::Unsealed),
+        4 => Ok(ShardResult::Absorbed),
+        5 => {
+            let count = reader.u32("transactions")?;
+            let (mut verdicts, mut errors) = (Vec::new(), Vec::new());
+            for _ in 0..count {
+                let compares = reader.u32("verdicts")?;
+                let verdict = |reader: &mut Reader| match reader.u8("verdict")? {
+                    0 => Ok(Verdict::Holds),
+                    1 => Ok(Verdict::Fails),
+                    2 => Ok(Verdict::Empty(false)),
+                    3 => Ok(Verdict::Empty(true)),
+                    tag => Err(CodecError::Tag { what: "verdict", tag }),
+                };
+                verdicts.push((0..compares).map(|_| verdict(reader)).collect::<Result<_, _>>()?);
+                let mut of = [None; 2];
+                for error in &mut of {
+                    *error = reader.bool("error")?.then(|| take_error(reader)).transpose()?;
+                }
+                errors.push(of);
+            }
+            Ok(ShardResult::Prepared { verdicts, errors })
+        }
+        6 => Ok(ShardResult::Decided(decode_decision(reader)?)),
+        7 => {
+            let result = reader.bool("result")?.then(|| take_result(reader, depth + 1)).transpose()?;
+            Ok(ShardResult::Finished(result.map(Box::new)))
+        }
+        8 => Ok(ShardResult::Forgotten),
+        tag => Err(CodecError::Tag {
+            what: "shard result",
+            tag,
+        }),
     }
 }
 
@@ -167,6 +272,15 @@ fn put_error(error: OpError, out: &mut BytesMut) {
         OpError::KeyNotFound => out.put_u8(2),
         OpError::LeaseNotFound => out.put_u8(3),
         OpError::NoSpace => out.put_u8(4),
+        OpError::WrongShard => out.put_u8(5),
+        OpError::Sealed => out.put_u8(6),
+        OpError::Locked { txn, coordinator } => {
+            out.put_u8(7);
+            encode_txn_id(txn, out);
+            out.put_u64_le(coordinator.0);
+        }
+        OpError::Unstamped => out.put_u8(8),
+        OpError::Stale => out.put_u8(9),
     }
 }
 
@@ -177,6 +291,14 @@ fn take_error(reader: &mut Reader) -> Result<OpError, CodecError> {
         2 => Ok(OpError::KeyNotFound),
         3 => Ok(OpError::LeaseNotFound),
         4 => Ok(OpError::NoSpace),
+        5 => Ok(OpError::WrongShard),
+        6 => Ok(OpError::Sealed),
+        7 => Ok(OpError::Locked {
+            txn: decode_txn_id(reader)?,
+            coordinator: GroupId(reader.u64("coordinator")?),
+        }),
+        8 => Ok(OpError::Unstamped),
+        9 => Ok(OpError::Stale),
         tag => Err(CodecError::Tag { what: "error", tag }),
     }
 }
