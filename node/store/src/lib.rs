@@ -21,10 +21,11 @@ mod state;
 pub mod codec;
 pub mod footprint;
 pub mod ops;
+pub mod partition;
 pub mod snapshot;
 
 pub use error::StoreError;
 pub use mem::MemStore;
-pub use mvcc::{ApplyItem, CommandResult, Mvcc, RangeAnswer, StoreSize, Sweep};
+pub use mvcc::{ApplyItem, CommandResult, Locks, Mvcc, RangeAnswer, StoreSize, Sweep};
 pub use sled_store::{BARRIER_BYTES, CHUNK_BYTES, Defragmented, Opened, QUARANTINES_MAX, SledOptions, SledStore};
 pub use state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};
