@@ -13,11 +13,14 @@
 //! members live.
 
 pub mod book;
+pub mod conductor;
 pub mod effect;
 pub mod envelope;
 pub mod frame;
 pub mod host;
 mod lease_frame;
+pub mod map;
+pub mod meta;
 mod pending;
 pub mod policy;
 
