@@ -12,7 +12,7 @@ use althing_raft::io::Role;
 use althing_raft::roster::Footprint;
 use althing_shard::conductor::{Action, Limits, MemberView, Observed, Pending, Step, conduct};
 use althing_shard::map::MemberRecord;
-use althing_shard::meta::{MetaChange, MetaError, MetaState, genesis};
+use althing_shard::meta::{MetaChange, MetaError, MetaState};
 use althing_store::codec::encode_command;
 use althing_store::ops::{Command, KeyRange, OpResult, Range};
 use althing_store::partition::RevisionSource;
@@ -135,7 +135,7 @@ impl Conductor {
     async fn round(&self, memory: &mut Memory) -> Result<bool, ConductError> {
         let state = self.state().await?;
         if state.version == 0 {
-            self.change(genesis(&state, &self.founders()?)?, 0).await?;
+            self.change(state.genesis(&self.founders()?)?, 0).await?;
             return Ok(true);
         }
         let seen = self.look(memory).await;
@@ -145,7 +145,6 @@ impl Conductor {
         self.perform(plan.steps, state.version).await;
         Ok(busy)
     }
-}
 
     /// Where the first shard's replicas are when there is no map yet.
     fn founders(&self) -> Result<BTreeMap<MemberId, MemberRecord>, ConductError> {

@@ -318,7 +318,7 @@ impl Keyspace for RoutedKeyspace {
         }
         let store = self.ground.local.store(GroupId::META)?;
         let config = store.applied().config;
-        let entry = |(member, context): (&MemberId, &bytes::Bytes)| {
+        let entry = |(member, context): (&MemberId, &Bytes)| {
             let info = MemberInfo::decode(context);
             MemberEntry {
                 id: member.0,

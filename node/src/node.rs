@@ -386,7 +386,13 @@ impl Node {
             ))
             .abort_handle(),
             tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
-            tokio::spawn(ready::run(Arc::clone(&shared), keyspace, health.clone())).abort_handle(),
+            tokio::spawn(ready::run(
+                Arc::clone(&shared),
+                Arc::clone(&atlas),
+                keyspace,
+                health.clone(),
+            ))
+            .abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
         ];

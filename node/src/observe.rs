@@ -133,7 +133,7 @@ impl Observer {
             source: store.source(),
             revision: store.current_revision(),
             sealed: store.sealed(),
-            transactions: store.prepared().len() + store.decisions().len(),
+            transactions: store.transactions(),
             ceiling: sequencers::ceiling(&store),
             bytes: size.in_use,
             keys: size.keys,

@@ -47,7 +47,7 @@ impl Stamps {
                         count,
                     };
                     match reach.ask(sequencer, replicas, &ask, STAMP_TIMEOUT).await {
-                        Ok(Reply::Stamp(first)) => Some(first.0),
+                        Ok(Reply::Stamp(first)) => Some(first),
                         Ok(Reply::Answer(_) | Reply::Failure(_) | Reply::Control(_)) => None,
                         Err(error) => {
                             tracing::debug!(%group, %sequencer, %error, "no revisions now");

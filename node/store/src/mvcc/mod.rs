@@ -570,6 +570,13 @@ impl<S: StateStore> Mvcc<S> {
         prepared.map(|(txn, prepared)| (*txn, prepared.coordinator)).collect()
     }
 
+    /// Transactions over several shards that are prepared here and not finished, and decisions that have to be remembered.
+    #[must_use]
+    pub fn transactions(&self) -> usize {
+        let state = self.read();
+        state.txns.prepared.len() + state.txns.decided.len()
+    }
+
     /// Sizes, for metrics and `Status`.
     ///
     /// # Errors
