@@ -235,7 +235,9 @@ impl Lifecycle {
         };
         shared.host.push(Job::Start(Box::new(GroupStart { config, start })));
         if let Some(store) = shared.groups.get(group) {
-            shared.host.push(Job::Event(machine::members_event(group, &store)));
+            for event in machine::facts(group, &store) {
+                shared.host.push(Job::Event(event));
+            }
         }
         Ok(())
     }

@@ -301,7 +301,7 @@ impl Applier {
                         self.machine
                             .host
                             .push(Job::Event(Event::Installed { group, meta: installed }));
-                        self.machine.tell_members(group, &store);
+                        self.machine.tell_facts(group, &store);
                     }
                     Err(error) => die("a received snapshot cannot be installed", &error),
                 }
