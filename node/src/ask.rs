@@ -222,3 +222,80 @@ impl Reply {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use althing_store::ops::{KeyRange, Op, OpError, Put, Range};
+
+    #[test]
+    fn asks_come_back() {
+        let range = Op::Range(Range::of(KeyRange::From(Bytes::from_static(b"k"))));
+        let txn = Txn {
+            success: vec![range],
+            ..Txn::default()
+        };
+        let group = GroupId(7);
+        let read = |serializable, at| Ask::Read {
+            group,
+            terms: ReadTerms { serializable, at },
+            txn: txn.clone(),
+        };
+        for ask in [
+            Ask::Execute {
+                group,
+                command: Bytes::from_static(b"\x01\x02\x03"),
+            },
+            read(false, None),
+            read(true, None),
+            read(false, Some(Revision(9))),
+            Ask::Stamp { group, count: 3 },
+            Ask::Control(Bytes::from_static(b"{}")),
+        ] {
+            assert_eq!(Ask::decode(ask.encode()), Ok(ask));
+        }
+    }
+
+    #[test]
+    fn a_read_that_would_write_is_refused() {
+        let put = Op::Put(Put {
+            key: Bytes::from_static(b"k"),
+            value: None,
+            lease: None,
+            prev_kv: false,
+        });
+        let ask = Ask::Read {
+            group: GroupId(1),
+            terms: ReadTerms::default(),
+            txn: Txn {
+                failure: vec![put],
+                ..Txn::default()
+            },
+        };
+        assert_eq!(Ask::decode(ask.encode()), Err(AskError::NoRead));
+    }
+
+    #[test]
+    fn replies_come_back_with_every_failure() {
+        let refused = CommandResult {
+            revision: Revision(3),
+            result: Err(OpError::WrongShard),
+        };
+        let replies = [
+            Reply::Answer(refused),
+            Reply::Stamp(Revision(12)),
+            Reply::Control(Bytes::from_static(b"[]")),
+        ];
+        for reply in replies.into_iter().chain(FAILURES.map(Reply::Failure)) {
+            assert_eq!(Reply::decode(reply.encode()), Ok(reply));
+        }
+    }
+
+    #[test]
+    fn nonsense_is_an_error() {
+        for bytes in [&b""[..], b"\x09", b"\x02\x01", b"\x03\x00\x00", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00"] {
+            assert!(Ask::decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+            assert!(Reply::decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+        }
+    }
+}

@@ -302,3 +302,133 @@ fn take_error(reader: &mut Reader) -> Result<OpError, CodecError> {
         tag => Err(CodecError::Tag { what: "error", tag }),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ops::{Decision, TxnId};
+    use althing_raft::ids::MemberId;
+    use proptest::prelude::*;
+
+    fn bytes() -> impl Strategy<Value = Bytes> {
+        proptest::collection::vec(any::<u8>(), 0..20).prop_map(Bytes::from)
+    }
+
+    fn key_value() -> impl Strategy<Value = KeyValue> {
+        (bytes(), any::<i64>(), any::<i64>(), any::<i64>(), bytes(), any::<i64>()).prop_map(
+            |(key, create, modified, version, value, lease)| KeyValue {
+                key,
+                create_revision: Revision(create),
+                mod_revision: Revision(modified),
+                version,
+                value,
+                lease,
+            },
+        )
+    }
+
+    fn error() -> impl Strategy<Value = OpError> {
+        let txn = TxnId {
+            member: MemberId(7),
+            nonce: 8,
+            number: 9,
+        };
+        let coordinator = GroupId(3);
+        prop_oneof![
+            Just(OpError::Compacted),
+            Just(OpError::FutureRevision),
+            Just(OpError::KeyNotFound),
+            Just(OpError::LeaseNotFound),
+            Just(OpError::NoSpace),
+            Just(OpError::WrongShard),
+            Just(OpError::Sealed),
+            Just(OpError::Locked { txn, coordinator }),
+            Just(OpError::Unstamped),
+            Just(OpError::Stale),
+        ]
+    }
+
+    fn shard() -> impl Strategy<Value = ShardResult> {
+        let verdict = prop_oneof![
+            Just(Verdict::Holds),
+            Just(Verdict::Fails),
+            any::<bool>().prop_map(Verdict::Empty)
+        ];
+        let verdicts = proptest::collection::vec(verdict, 0..3);
+        let errors = [proptest::option::of(error()), proptest::option::of(error())];
+        let decision = prop_oneof![
+            Just(Decision::Abort),
+            (any::<i64>(), proptest::collection::vec(any::<bool>(), 0..4)).prop_map(|(revision, path)| {
+                Decision::Commit {
+                    revision: Revision(revision),
+                    path,
+                }
+            }),
+        ];
+        prop_oneof![
+            any::<i64>().prop_map(|current| ShardResult::Settled {
+                current: Revision(current)
+            }),
+            Just(ShardResult::Split),
+            (any::<u64>(), any::<u64>()).prop_map(|(term, index)| ShardResult::Sealed {
+                at: LogPosition {
+                    term: Term(term),
+                    index: Index(index),
+                }
+            }),
+            Just(ShardResult::Unsealed),
+            Just(ShardResult::Absorbed),
+            proptest::collection::vec((verdicts, errors), 0..3).prop_map(|all| {
+                let (verdicts, errors) = all.into_iter().unzip();
+                ShardResult::Prepared { verdicts, errors }
+            }),
+            decision.prop_map(ShardResult::Decided),
+            Just(ShardResult::Finished(None)),
+            Just(ShardResult::Forgotten),
+        ]
+    }
+
+    fn result() -> impl Strategy<Value = OpResult> {
+        let kvs = || proptest::collection::vec(key_value(), 0..3);
+        let leaf = prop_oneof![
+            (kvs(), any::<bool>(), any::<i64>())
+                .prop_map(|(kvs, more, count)| OpResult::Range(RangeResult { kvs, more, count })),
+            proptest::option::of(key_value()).prop_map(|prev| OpResult::Put { prev }),
+            (any::<i64>(), kvs()).prop_map(|(deleted, prev)| OpResult::Delete { deleted, prev }),
+            Just(OpResult::Compact),
+            shard().prop_map(OpResult::Shard),
+        ];
+        leaf.prop_recursive(3, 12, 3, |inner| {
+            let results = proptest::collection::vec((any::<i64>().prop_map(Revision), inner.clone()), 0..3);
+            prop_oneof![
+                (any::<bool>(), results).prop_map(|(succeeded, results)| OpResult::Txn { succeeded, results }),
+                inner.prop_map(|result| OpResult::Shard(ShardResult::Finished(Some(Box::new(result))))),
+            ]
+        })
+    }
+
+    proptest! {
+        #[test]
+        fn an_answer_comes_back(revision: i64, result in prop_oneof![result().prop_map(Ok), error().prop_map(Err)]) {
+            let answer = CommandResult { revision: Revision(revision), result };
+            prop_assert_eq!(decode_answer(encode_answer(&answer)), Ok(answer));
+        }
+
+        #[test]
+        fn what_is_cut_short_or_longer_is_refused(result in result(), cut: usize) {
+            let bytes = encode_answer(&CommandResult { revision: Revision(1), result: Ok(result) });
+            let short = bytes.slice(..cut % bytes.len());
+            prop_assert!(decode_answer(short).is_err());
+            let mut longer = bytes.to_vec();
+            longer.push(0);
+            prop_assert!(decode_answer(longer.into()).is_err());
+        }
+
+        #[test]
+        fn arbitrary_bytes_never_panic(mut bytes: Vec<u8>) {
+            let _ = decode_answer(bytes.clone().into());
+            bytes.insert(0, ANSWER_VERSION);
+            let _ = decode_answer(bytes.into());
+        }
+    }
+}
