@@ -22,6 +22,7 @@ mod lease_frame;
 pub mod map;
 pub mod meta;
 mod pending;
+pub mod placement;
 pub mod policy;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
