@@ -141,7 +141,7 @@ fn grows(command: &Command) -> bool {
     match command {
         Command::Put(_) => true,
         Command::Txn(txn) => puts(&txn.success) || puts(&txn.failure),
-        Command::Delete(_) | Command::Compact(_) => false,
+        Command::Delete(_) | Command::Compact(_) | Command::Shard(_) => false,
     }
 }
 
@@ -152,7 +152,7 @@ impl Keyspace for DefaultKeyspace {
         let store = self.store()?;
         let found = match &range.keys {
             KeyRange::Single(_) => store.try_range(&range),
-            KeyRange::Between(..) | KeyRange::From(_) => Ok(None),
+            KeyRange::Between(..) | KeyRange::From(_) | KeyRange::Part { .. } => Ok(None),
         };
         let found = match found.transpose() {
             Some(found) => found,

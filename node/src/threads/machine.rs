@@ -73,7 +73,7 @@ impl Batch {
             let (waiter, item) = match item.work {
                 Work::Noop => (None, ApplyItem::Noop),
                 Work::Command { command, waiter } => match codec::decode_command(command) {
-                    Ok(command) => (waiter, ApplyItem::Command(command)),
+                    Ok(command) => (waiter, ApplyItem::unstamped(command)),
                     Err(error) => die(
                         "a committed command cannot be read; start a version that knows it",
                         &error,
@@ -100,10 +100,11 @@ impl Batch {
     fn is_plain(&self) -> bool {
         self.items.iter().all(|item| match item {
             ApplyItem::Noop => true,
-            ApplyItem::Command(Command::Put(put)) => !put.prev_kv && put.value.is_some() && put.lease.is_some(),
-            ApplyItem::Command(Command::Delete(_) | Command::Txn(_) | Command::Compact(_)) | ApplyItem::Config(_) => {
-                false
-            }
+            ApplyItem::Command { command, .. } => match command {
+                Command::Put(put) => !put.prev_kv && put.value.is_some() && put.lease.is_some(),
+                Command::Delete(_) | Command::Txn(_) | Command::Compact(_) | Command::Shard(_) => false,
+            },
+            ApplyItem::Config(_) => false,
         })
     }
 }
@@ -186,6 +187,12 @@ impl Machine {
 
     /// Applies on the thread.
     pub(super) fn apply(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
+        for items in cut(items) {
+            self.apply_batch(group, store, items, committed);
+        }
+    }
+
+    fn apply_batch(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
         let started = self.clock.instant();
         let batch = Batch::new(store.applied(), items);
         match store.apply_behind(&batch.items, batch.meta.clone()) {
@@ -248,6 +255,23 @@ impl Machine {
         }
         due
     }
+}
+
+/// Cuts items into batches behind those that must be the last one of theirs.
+fn cut(items: Vec<Item>) -> Vec<Vec<Item>> {
+    let mut batches = vec![Vec::new()];
+    for item in items {
+        let last = match &item.work {
+            Work::Command { command, .. } => codec::ends_batch(command),
+            Work::Noop | Work::Reads { .. } | Work::Configure { .. } => false,
+        };
+        batches.last_mut().expect("invariant: there is a batch").push(item);
+        if last {
+            batches.push(Vec::new());
+        }
+    }
+    batches.retain(|batch| !batch.is_empty());
+    batches
 }
 
 /// The address table of a group, as its state machine has it.

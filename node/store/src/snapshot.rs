@@ -16,7 +16,7 @@
 
 use crate::codec::{CodecError, Reader, put_bytes, put_len};
 use crate::error::StoreError;
-use crate::mvcc::layout::{AppliedRecord, Row, RowId, Slot};
+use crate::mvcc::layout::{AppliedRecord, Place, Row, RowId, Slot};
 use crate::mvcc::{State, successor};
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::SnapshotMeta;
@@ -148,10 +148,10 @@ impl<S: StateStore> Export<S> {
     pub(crate) fn new(store: S, state: &State, pin: Arc<()>) -> Self {
         Self {
             store,
-            slot: state.slot,
+            slot: state.slot(),
             record: state.record.clone(),
             members: state.members.clone(),
-            rest: state.slot.rows_span(state.record.current),
+            rest: state.slot().rows_span(state.record.current),
             stage: Stage::Header,
             seq: 0,
             rows: 0,
@@ -296,7 +296,7 @@ impl<S: StateStore> Import<S> {
     }
 
     fn group(&self) -> GroupId {
-        self.state.slot.group
+        self.state.group
     }
 
     fn refuse(&self, what: impl Into<String>) -> StoreError {
@@ -322,7 +322,7 @@ impl<S: StateStore> Import<S> {
         }
         let mut reader = Reader(chunk.clone());
         let read = |source| StoreError::Unreadable {
-            group: self.state.slot.group,
+            group: self.state.group,
             what: "a snapshot chunk",
             source,
         };
@@ -391,8 +391,13 @@ impl<S: StateStore> Import<S> {
             }
             self.last = Some(id);
             let row = Row::decode(bytes.clone()).map_err(read)?;
-            self.state.index.load(id, &row, bytes.len());
-            batch.put(self.state.slot.row_key(id), bytes);
+            let place = Place {
+                source: self.state.own,
+                late: false,
+                id,
+            };
+            self.state.index.load(place, &row, bytes.len());
+            batch.put(self.state.slot().row_key(id), bytes);
             // What an import leaves halfway is nobody's state, so its batches can be small ones.
             if batch.weight() >= IMPORT_BATCH_WEIGHT {
                 self.store.apply(std::mem::take(&mut batch))?;

@@ -388,7 +388,7 @@ impl World {
                 Work::Noop => ApplyItem::Noop,
                 Work::Command { .. } if skips && item.position.index.0 % 20 == 0 => ApplyItem::Noop,
                 Work::Command { command, .. } => match althing_store::codec::decode_command(command.clone()) {
-                    Ok(command) => ApplyItem::Command(command),
+                    Ok(command) => ApplyItem::unstamped(command),
                     Err(error) => {
                         self.watch
                             .violation(format!("{member} cannot read entry {}: {error}", item.position.index));

@@ -1,8 +1,10 @@
 //! Applying entries: the only way in which a state grows.
 
 use crate::error::StoreError;
+use crate::mvcc::behind::Written;
 use crate::mvcc::exec::Exec;
-use crate::mvcc::layout::{AppliedRecord, RowId};
+use crate::mvcc::layout::AppliedRecord;
+use crate::mvcc::txns::{Transactions, TxnChanges};
 use crate::mvcc::view::{Delta, Fail};
 use crate::mvcc::{ApplyItem, CommandResult, Mvcc, State};
 use crate::state::StateStore;
@@ -51,8 +53,10 @@ fn member_change(
 struct News {
     record: AppliedRecord,
     delta: Delta,
-    rows: BTreeMap<RowId, Bytes>,
+    written: Written,
     members: MemberChanges,
+    /// What is prepared and decided now, and which rows of it are new, if any are.
+    txns: Option<(Transactions, TxnChanges)>,
 }
 
 /// A lock that was there to be had. Poison says nothing, see [`Mvcc::read`].
@@ -77,7 +81,14 @@ impl State {
                 None => self.members.remove(member),
             };
         }
-        self.pending.add(news.rows, news.members);
+        let txn_changes = match news.txns {
+            Some((txns, changes)) => {
+                self.txns = txns;
+                changes
+            }
+            None => TxnChanges::new(),
+        };
+        self.pending.add(news.written, news.members, txn_changes);
     }
 }
 
@@ -157,7 +168,12 @@ impl<S: StateStore> Mvcc<S> {
                 found: applied.position.index,
             });
         }
-        let mut exec = Exec::new(&self.store, state);
+        let last = items.len().saturating_sub(1);
+        assert!(
+            items.iter().take(last).all(|item| !item.ends_batch()),
+            "invariant: whoever applies ends a batch where it must end"
+        );
+        let mut exec = Exec::new(&self.store, state, applied.position);
         let mut members = MemberChanges::new();
         let mut results = Vec::with_capacity(items.len());
         for item in items {
@@ -167,7 +183,7 @@ impl<S: StateStore> Mvcc<S> {
                     member_change(change, &state.members, &applied.config, &mut members);
                     None
                 }
-                ApplyItem::Command(command) => match exec.command(command) {
+                ApplyItem::Command { command, stamp } => match exec.command(command, *stamp) {
                     Ok((revision, result)) => Some(CommandResult { revision, result }),
                     Err(Fail::Store(error)) => return Err(error),
                     Err(Fail::Op(error)) => unreachable!("commands report {error} as a result"),
@@ -179,13 +195,21 @@ impl<S: StateStore> Mvcc<S> {
             current: exec.current,
             compacted: exec.compacted,
             swept: state.record.swept,
+            shard: exec.shard.clone(),
         };
-        let Exec { delta, rows, .. } = exec;
+        let Exec {
+            delta,
+            written,
+            txns,
+            txn_changes,
+            ..
+        } = exec;
         let news = News {
             record,
             delta,
-            rows,
+            written,
             members,
+            txns: (!txn_changes.is_empty()).then(|| (txns.into_owned(), txn_changes)),
         };
         Ok((news, results))
     }

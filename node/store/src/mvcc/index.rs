@@ -1,6 +1,6 @@
 //! The key index: every key's changes, in memory, rebuilt from the rows at open.
 
-use crate::mvcc::layout::{ROW_KEY_BYTES, Row, RowId};
+use crate::mvcc::layout::{Place, ROW_KEY_BYTES, Row, RowId};
 use crate::ops::KeyRange;
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Bound;
@@ -9,37 +9,45 @@ use std::ops::Bound;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Change {
     main: i64,
+    /// The number inside the revision; the top bit marks a late row.
     sub: u32,
-    /// Bytes of the row's value; the top bit marks a removal.
-    bytes_and_removal: u32,
+    /// Bytes of the row's value in the lower 23 bits, a bit that marks a removal, and above it the number of the source.
+    rest: u32,
 }
 
-const REMOVAL: u32 = 1 << 31;
+const LATE: u32 = 1 << 31;
+const REMOVAL: u32 = 1 << 23;
+const SOURCE_SHIFT: u32 = 24;
 
 impl Change {
-    pub(crate) fn new(id: RowId, row_bytes: usize, removal: bool) -> Self {
-        // Rows are bounded by the request limit, far below 2 GiB; a larger figure would only spoil an estimate.
+    pub(crate) fn new(place: Place, row_bytes: usize, removal: bool) -> Self {
+        // Rows are bounded by the request limit, below 8 MiB; a larger figure would only spoil an estimate.
         let bytes = u32::try_from(row_bytes).unwrap_or(REMOVAL - 1).min(REMOVAL - 1);
+        assert!(place.id.sub < LATE, "invariant: a command changes fewer than 2^31 keys");
         Self {
-            main: id.main,
-            sub: id.sub,
-            bytes_and_removal: if removal { bytes | REMOVAL } else { bytes },
+            main: place.id.main,
+            sub: if place.late { place.id.sub | LATE } else { place.id.sub },
+            rest: u32::from(place.source) << SOURCE_SHIFT | if removal { bytes | REMOVAL } else { bytes },
         }
     }
 
-    pub(crate) fn id(self) -> RowId {
-        RowId {
-            main: self.main,
-            sub: self.sub,
+    pub(crate) fn place(self) -> Place {
+        Place {
+            source: u8::try_from(self.rest >> SOURCE_SHIFT).expect("invariant: eight bits are left"),
+            late: self.sub & LATE != 0,
+            id: RowId {
+                main: self.main,
+                sub: self.sub & !LATE,
+            },
         }
     }
 
     pub(crate) fn removal(self) -> bool {
-        self.bytes_and_removal & REMOVAL != 0
+        self.rest & REMOVAL != 0
     }
 
     fn bytes(self) -> u64 {
-        ROW_KEY_BYTES + u64::from(self.bytes_and_removal & !REMOVAL)
+        ROW_KEY_BYTES + u64::from(self.rest & (REMOVAL - 1))
     }
 }
 
@@ -93,8 +101,13 @@ pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
     match keys {
         KeyRange::Single(key) => Some((Bound::Included(key), Bound::Included(key))),
-        KeyRange::Between(start, end) => (start < end).then_some((Bound::Included(start), Bound::Excluded(end))),
-        KeyRange::From(start) => Some((Bound::Included(start), Bound::Unbounded)),
+        KeyRange::Between(start, end)
+        | KeyRange::Part {
+            start, end: Some(end), ..
+        } => (start < end).then_some((Bound::Included(start), Bound::Excluded(end))),
+        KeyRange::From(start) | KeyRange::Part { start, end: None, .. } => {
+            Some((Bound::Included(start), Bound::Unbounded))
+        }
     }
 }
 
@@ -121,13 +134,23 @@ impl Index {
         history.changes.extend_from_slice(changes);
     }
 
-    /// Adds a row met in a scan in revision order.
-    pub(crate) fn load(&mut self, id: RowId, row: &Row, row_bytes: usize) {
+    /// Adds a row met in a scan. The rows of one place come in revision order, the places in any.
+    pub(crate) fn load(&mut self, place: Place, row: &Row, row_bytes: usize) {
         let head = row.live.as_ref().map_or_else(Head::default, |live| Head {
             create: live.create,
             version: live.version,
         });
-        self.extend(&row.key, head, &[Change::new(id, row_bytes, row.live.is_none())]);
+        let change = Change::new(place, row_bytes, row.live.is_none());
+        if let Some(history) = self.keys.get_mut(&row.key[..])
+            && history.changes.last().is_some_and(|last| last.main > change.main)
+        {
+            let at = history.changes.partition_point(|before| before.main <= change.main);
+            history.changes.insert(at, change);
+            self.rows += 1;
+            self.bytes += change.bytes();
+            return;
+        }
+        self.extend(&row.key, head, &[change]);
     }
 
     /// Forgets, for up to `keys_max` keys after `after`, what nobody at or after `compacted` can see, up to `rows_max`
@@ -141,7 +164,7 @@ impl Index {
         compacted: i64,
         keys_max: usize,
         rows_max: usize,
-    ) -> (Vec<RowId>, Option<SweepCursor>) {
+    ) -> (Vec<Place>, Option<SweepCursor>) {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut dropped = Vec::new();
         let mut emptied = Vec::new();
@@ -162,7 +185,7 @@ impl Index {
             for change in history.changes.drain(..now) {
                 self.rows -= 1;
                 self.bytes -= change.bytes();
-                dropped.push(change.id());
+                dropped.push(change.place());
             }
             if now < gone {
                 more = true;

@@ -55,7 +55,7 @@ impl<S: StateStore> Mvcc<S> {
         if !import.is_complete() {
             return Err(refuse("its end has not come".to_owned()));
         }
-        let slot = import.state.slot;
+        let slot = import.state.slot();
         if writer.importing != Some(slot.number) {
             return Err(refuse("another import was begun after it".to_owned()));
         }
@@ -78,7 +78,7 @@ impl<S: StateStore> Mvcc<S> {
 
         let old = {
             let mut state = self.write();
-            std::mem::replace(&mut *state, import.state).slot
+            std::mem::replace(&mut *state, import.state).slot()
         };
         writer.importing = None;
         writer.sweep = None;

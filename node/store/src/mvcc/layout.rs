@@ -5,6 +5,9 @@
 //! group u64 | 'D' | slot u32 | 'A'            -> applied record
 //! group u64 | 'D' | slot u32 | 'M' | member   -> the member's context
 //! group u64 | 'D' | slot u32 | 'R' | main u64 | sub u32 -> revision row
+//! group u64 | 'D' | slot u32 | 'L' | main u64 | sub u32 -> late row: of a revision below some that are there already
+//! group u64 | 'D' | slot u32 | 'P' | transaction -> what of it is prepared here
+//! group u64 | 'D' | slot u32 | 'T' | transaction -> what was decided about it here
 //! ```
 //!
 //! Big-endian in keys, so that byte order is number order; little-endian in values. Revision-major rows are written in order,
@@ -14,7 +17,9 @@
 use crate::codec::{
     CodecError, Reader, decode_reads, decode_snapshot_meta, encode_reads, encode_snapshot_meta, put_bytes,
 };
-use crate::ops::{KeyValue, Revision};
+use crate::mvcc::shard::Shard;
+use crate::mvcc::txns::Table;
+use crate::ops::{KeyValue, Revision, TxnId};
 use crate::state::KeySpan;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
@@ -29,6 +34,16 @@ const ROW_VERSION: u8 = 1;
 pub(crate) struct RowId {
     pub(crate) main: i64,
     pub(crate) sub: u32,
+}
+
+/// Where a row lies: in which of the group's sources, among which of its rows, under which number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Place {
+    /// Which slot, by its number in the group's list of them (`crate::mvcc::sources`).
+    pub(crate) source: u8,
+    /// Whether it is a late row: one of a revision below some that were there before it.
+    pub(crate) late: bool,
+    pub(crate) id: RowId,
 }
 
 /// Bytes of a revision row's key, for size estimates.
@@ -53,6 +68,13 @@ pub(crate) fn data_prefix(group: GroupId) -> Vec<u8> {
     key.put_u64(group.0);
     key.push(b'D');
     key
+}
+
+fn txn_kind(table: Table) -> u8 {
+    match table {
+        Table::Prepared => b'P',
+        Table::Decided => b'T',
+    }
 }
 
 impl Slot {
@@ -89,6 +111,17 @@ impl Slot {
         key
     }
 
+    pub(crate) fn late_key(self, id: RowId) -> Vec<u8> {
+        let mut key = self.kind(b'L');
+        key.put_i64(id.main);
+        key.put_u32(id.sub);
+        key
+    }
+
+    pub(crate) fn late_span(self) -> KeySpan {
+        KeySpan::prefix(&self.kind(b'L'))
+    }
+
     /// Rows up to and with revision `to`.
     pub(crate) fn rows_span(self, to: i64) -> KeySpan {
         let end = RowId {
@@ -107,12 +140,45 @@ impl Slot {
 
     /// What a row's key says; `None` if it is not one of this slot.
     pub(crate) fn parse_row_key(self, key: &[u8]) -> Option<RowId> {
-        let rest = key.strip_prefix(&self.kind(b'R')[..])?;
+        self.parse_id(b'R', key)
+    }
+
+    pub(crate) fn parse_late_key(self, key: &[u8]) -> Option<RowId> {
+        self.parse_id(b'L', key)
+    }
+
+    fn parse_id(self, kind: u8, key: &[u8]) -> Option<RowId> {
+        let rest = key.strip_prefix(&self.kind(kind)[..])?;
         let (main, sub) = rest.split_at_checked(8)?;
         Some(RowId {
             main: i64::from_be_bytes(main.try_into().ok()?),
             sub: u32::from_be_bytes(sub.try_into().ok()?),
         })
+    }
+
+    /// Rows of transactions: what is prepared, or what was decided.
+    pub(crate) fn txns_span(self, table: Table) -> KeySpan {
+        KeySpan::prefix(&self.kind(txn_kind(table)))
+    }
+
+    pub(crate) fn txn_key(self, table: Table, txn: TxnId) -> Vec<u8> {
+        let mut key = self.kind(txn_kind(table));
+        for part in [txn.member.0, txn.nonce, txn.number] {
+            key.put_u64(part);
+        }
+        key
+    }
+
+    pub(crate) fn parse_txn_key(self, table: Table, key: &[u8]) -> Option<TxnId> {
+        let rest = key.strip_prefix(&self.kind(txn_kind(table))[..])?;
+        let mut parts = rest.chunks(8).map(|part| part.try_into().map(u64::from_be_bytes));
+        let mut part = || parts.next()?.ok();
+        let txn = TxnId {
+            member: MemberId(part()?),
+            nonce: part()?,
+            number: part()?,
+        };
+        (rest.len() == 24).then_some(txn)
     }
 
     pub(crate) fn parse_member_key(self, key: &[u8]) -> Option<MemberId> {
@@ -201,6 +267,8 @@ impl Row {
 
 /// Version of an applied record that also says how reads are answered.
 const APPLIED_WITH_READS: u8 = 2;
+/// ... and what the group is as a shard.
+const APPLIED_WITH_SHARD: u8 = 3;
 
 /// The applied record: what a slot's rows are the state of. Written in the same batch as they are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -212,6 +280,8 @@ pub(crate) struct AppliedRecord {
     pub(crate) compacted: i64,
     /// ... and before this also on disk.
     pub(crate) swept: i64,
+    /// What it is as a shard.
+    pub(crate) shard: Shard,
 }
 
 impl AppliedRecord {
@@ -222,13 +292,19 @@ impl AppliedRecord {
             current: 1,
             compacted: -1,
             swept: -1,
+            shard: Shard::default(),
         }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        // A group that never asked for another way to read is written as earlier versions wrote it.
-        let with_reads = self.meta.reads != ReadsState::default();
-        let mut out = vec![if with_reads { APPLIED_WITH_READS } else { ROW_VERSION }];
+        // A group that never asked for another way to read, or that is all of its keyspace, is written as earlier versions wrote it.
+        let with_shard = self.shard != Shard::default();
+        let with_reads = with_shard || self.meta.reads != ReadsState::default();
+        let mut out = vec![match (with_reads, with_shard) {
+            (_, true) => APPLIED_WITH_SHARD,
+            (true, false) => APPLIED_WITH_READS,
+            (false, false) => ROW_VERSION,
+        }];
         out.put_i64_le(self.current);
         out.put_i64_le(self.compacted);
         out.put_i64_le(self.swept);
@@ -236,14 +312,18 @@ impl AppliedRecord {
         if with_reads {
             encode_reads(&self.meta.reads, &mut out);
         }
+        if with_shard {
+            self.shard.encode(&mut out);
+        }
         out
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader(bytes);
-        let with_reads = match reader.u8("applied record")? {
-            ROW_VERSION => false,
-            APPLIED_WITH_READS => true,
+        let (with_reads, with_shard) = match reader.u8("applied record")? {
+            ROW_VERSION => (false, false),
+            APPLIED_WITH_READS => (true, false),
+            APPLIED_WITH_SHARD => (true, true),
             tag => {
                 return Err(CodecError::Tag {
                     what: "applied record version",
@@ -258,12 +338,18 @@ impl AppliedRecord {
         if with_reads {
             meta.reads = decode_reads(&mut reader.0)?;
         }
+        let shard = if with_shard {
+            Shard::decode(&mut reader)?
+        } else {
+            Shard::default()
+        };
         reader.finish("applied record")?;
         Ok(Self {
             meta,
             current,
             compacted,
             swept,
+            shard,
         })
     }
 }

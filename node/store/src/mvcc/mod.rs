@@ -10,10 +10,18 @@ mod exec;
 mod index;
 mod install;
 pub(crate) mod layout;
+mod shard;
+mod shard_exec;
+#[allow(dead_code, reason = "splits use the rest of it")]
+mod sources;
+#[allow(dead_code, reason = "snapshots use the rest of it")]
+pub(crate) mod txns;
 mod view;
 
 use crate::error::StoreError;
-use crate::ops::{Command, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use crate::ops::{
+    Command, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn, TxnId,
+};
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::{ConfigChange, ConfigState, SnapshotMeta};
 use althing_raft::ids::{GroupId, MemberId};
@@ -23,9 +31,12 @@ use bytes::Bytes;
 use exec::Exec;
 pub(crate) use index::Index;
 use index::SweepCursor;
-use layout::{AppliedRecord, Row, RowId, Slot, data_prefix, slot_key};
+use layout::{AppliedRecord, Place, Row, RowId, Slot, data_prefix, slot_key};
+use shard::{Access, Shard};
+use sources::Source;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use txns::{Table, Transactions};
 use view::{Fail, View, finish_range, read_revision, rows_wanted};
 
 /// Keys that one `compact_step` looks at: about a millisecond of the index's lock.
@@ -45,9 +56,46 @@ pub enum ApplyItem {
     /// Nothing for the state machine: a leader's first entry, or a configuration change that the core refused.
     Noop,
     /// A client's command.
-    Command(Command),
+    Command {
+        /// What to do.
+        command: Command,
+        /// The revision that the sequencer gave out for it; `None` in a dense shard, and for what takes none
+        /// ([`crate::codec::needs_stamp`]).
+        stamp: Option<Revision>,
+    },
     /// A configuration change that took effect.
     Config(ConfigChange),
+}
+
+impl ApplyItem {
+    /// A command without a revision of its own.
+    #[must_use]
+    pub fn unstamped(command: Command) -> Self {
+        Self::Command { command, stamp: None }
+    }
+
+    /// Whether this must be the last item of the batch that it is applied with: its answer names the batch's position, or the group is
+    /// another one afterwards.
+    #[must_use]
+    pub fn ends_batch(&self) -> bool {
+        match self {
+            Self::Command {
+                command:
+                    Command::Shard(ShardCommand::Split { .. } | ShardCommand::Seal { .. } | ShardCommand::Absorb { .. }),
+                ..
+            } => true,
+            Self::Command { .. } | Self::Noop | Self::Config(_) => false,
+        }
+    }
+}
+
+/// Whether a read minds the locks of transactions over several shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Locks {
+    /// It does: what a decision may just be changing is refused with `Locked`. For linearizable reads.
+    Heed,
+    /// It takes what is there. For serializable reads.
+    Ignore,
 }
 
 /// What became of a command.
@@ -86,10 +134,16 @@ pub enum Sweep {
 
 /// What readers see. Changed only under the write lock.
 pub(crate) struct State {
-    pub(crate) slot: Slot,
+    pub(crate) group: GroupId,
+    /// Where its rows lie.
+    pub(crate) sources: Vec<Source>,
+    /// Which of them it writes into.
+    pub(crate) own: u8,
     pub(crate) record: AppliedRecord,
     pub(crate) members: BTreeMap<MemberId, Bytes>,
     pub(crate) index: Index,
+    /// What it has taken part in with other shards.
+    pub(crate) txns: Transactions,
     /// What of it the engine does not have yet.
     pub(crate) pending: Pending,
 }
@@ -97,17 +151,70 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn fresh(slot: Slot) -> Self {
         Self {
-            slot,
+            group: slot.group,
+            sources: vec![Source::own(slot)],
+            own: 0,
             record: AppliedRecord::fresh(),
             members: BTreeMap::new(),
             index: Index::default(),
+            txns: Transactions::default(),
             pending: Pending::default(),
         }
     }
 
+    /// The slot that it writes into.
+    pub(crate) fn slot(&self) -> Slot {
+        self.sources[usize::from(self.own)].slot
+    }
+
+    /// The engine's key of a row.
+    fn key_of(&self, place: Place) -> Vec<u8> {
+        let slot = self.sources[usize::from(place.source)].slot;
+        if place.late {
+            slot.late_key(place.id)
+        } else {
+            slot.row_key(place.id)
+        }
+    }
+
+    /// A row that the engine does not have yet.
+    fn waiting(&self, place: Place) -> Option<&Bytes> {
+        if place.source == self.own {
+            self.pending.get(place.id, place.late)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a read of what is owned or not may be answered now.
+    fn admit_read(&self, owned: impl FnOnce(&Shard) -> bool) -> Result<(), OpError> {
+        let shard = &self.record.shard;
+        if !owned(shard) {
+            return Err(OpError::WrongShard);
+        }
+        if shard.sealed.is_some() {
+            return Err(OpError::Sealed);
+        }
+        Ok(())
+    }
+
+    /// The revision that a read looks at.
+    fn read_revision(&self, asked: Option<Revision>) -> Result<i64, OpError> {
+        read_revision(asked, self.record.current, self.newest_read(), self.record.compacted)
+    }
+
+    /// The newest revision that a read may ask for. Whoever reads a sequenced shard has asked the sequencer what there is, and waited
+    /// for this shard to have its part of it.
+    fn newest_read(&self) -> i64 {
+        match self.record.shard.source {
+            RevisionSource::Dense => self.record.current,
+            RevisionSource::Sequenced => i64::MAX,
+        }
+    }
+
     /// A row that the index names, parsed.
-    fn key_value(&self, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
-        parse_row(self.slot.group, id, row)
+    fn key_value(&self, place: Place, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+        parse_row(self.group, place.id, row)
     }
 }
 
@@ -189,6 +296,17 @@ impl<S: StateStore> Mvcc<S> {
             state.members.insert(member.ok_or_else(what)?, context);
             Ok(())
         })?;
+        for table in [Table::Prepared, Table::Decided] {
+            walk(&store, slot.txns_span(table), |key, row| {
+                let what = || StoreError::Corrupt {
+                    group,
+                    what: "the key of a transaction's row has a wrong length".to_owned(),
+                };
+                let txn = slot.parse_txn_key(table, &key).ok_or_else(what)?;
+                let loaded = state.txns.load(table, txn, row);
+                loaded.map_err(unreadable("a transaction's row"))
+            })?;
+        }
         walk(&store, slot.all_rows_span(), |key, value| {
             let id = slot.parse_row_key(&key);
             let id = id.ok_or_else(|| StoreError::Corrupt {
@@ -204,7 +322,28 @@ impl<S: StateStore> Mvcc<S> {
             }
             let bytes = value.len();
             let row = Row::decode(value).map_err(unreadable("a revision row"))?;
-            state.index.load(id, &row, bytes);
+            let place = Place {
+                source: 0,
+                late: false,
+                id,
+            };
+            state.index.load(place, &row, bytes);
+            Ok(())
+        })?;
+        walk(&store, slot.late_span(), |key, value| {
+            let id = slot.parse_late_key(&key);
+            let id = id.ok_or_else(|| StoreError::Corrupt {
+                group,
+                what: "a row's key has a wrong length".to_owned(),
+            })?;
+            let bytes = value.len();
+            let row = Row::decode(value).map_err(unreadable("a revision row"))?;
+            let place = Place {
+                source: 0,
+                late: true,
+                id,
+            };
+            state.index.load(place, &row, bytes);
             Ok(())
         })?;
         let writer = Writer {
@@ -237,7 +376,7 @@ impl<S: StateStore> Mvcc<S> {
             if state.record != AppliedRecord::fresh() || !state.members.is_empty() {
                 return Err(StoreError::Bootstrapped { group: self.group });
             }
-            (state.slot, state.record.clone())
+            (state.slot(), state.record.clone())
         };
         record.meta.config = config;
         let mut batch = Batch::default();
@@ -257,12 +396,20 @@ impl<S: StateStore> Mvcc<S> {
     /// # Errors
     /// The inner one is the client's: compacted or future revision. The outer one is the engine's.
     pub fn range(&self, range: &Range) -> Result<RangeAnswer, StoreError> {
+        self.range_with(range, Locks::Heed)
+    }
+
+    /// As `range`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    pub fn range_with(&self, range: &Range, locks: Locks) -> Result<RangeAnswer, StoreError> {
         for _ in 0..READ_RETRIES {
-            if let Some(answer) = self.look(self.read(), range, false)? {
+            if let Some(answer) = self.look(self.read(), range, locks, false)? {
                 return Ok(answer);
             }
         }
-        let answer = self.look(self.read(), range, true)?;
+        let answer = self.look(self.read(), range, locks, true)?;
         Ok(answer.expect("invariant: nothing vanishes under the lock"))
     }
 
@@ -271,8 +418,16 @@ impl<S: StateStore> Mvcc<S> {
     /// # Errors
     /// As of `range`.
     pub fn try_range(&self, range: &Range) -> Result<Option<RangeAnswer>, StoreError> {
+        self.try_range_with(range, Locks::Heed)
+    }
+
+    /// As `try_range`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    pub fn try_range_with(&self, range: &Range, locks: Locks) -> Result<Option<RangeAnswer>, StoreError> {
         match free(self.state.try_read()) {
-            Some(state) => self.look(state, range, false),
+            Some(state) => self.look(state, range, locks, false),
             None => Ok(None),
         }
     }
@@ -282,11 +437,18 @@ impl<S: StateStore> Mvcc<S> {
         &self,
         state: RwLockReadGuard<'_, State>,
         range: &Range,
+        locks: Locks,
         hold: bool,
     ) -> Result<Option<RangeAnswer>, StoreError> {
-        let (slot, record) = (state.slot, &state.record);
+        let record = &state.record;
         let current = record.current;
-        let revision = match read_revision(range.revision, current, record.compacted) {
+        let admitted = state.admit_read(|shard| shard.territory.owns_all(&range.keys));
+        let free = |()| match locks {
+            Locks::Heed => state.txns.admit(&range.keys, Access::Read, range.revision),
+            Locks::Ignore => Ok(()),
+        };
+        let admitted = admitted.and_then(free);
+        let revision = match admitted.and_then(|()| state.read_revision(range.revision)) {
             Ok(revision) => revision,
             Err(error) => return Ok(Some(Err(error))),
         };
@@ -295,11 +457,15 @@ impl<S: StateStore> Mvcc<S> {
             delta: None,
         }
         .list(&range.keys, revision, rows_wanted(range));
-        let pending: Vec<_> = listing.rows.iter().map(|id| state.pending.get(*id).cloned()).collect();
+        let found = listing.rows.iter().map(|place| match state.waiting(*place) {
+            Some(row) => Err(row.clone()),
+            None => Ok(state.key_of(*place)),
+        });
+        let found: Vec<_> = found.collect();
         let held = hold.then_some(state);
-        let rows = listing.rows.iter().zip(pending).map(|(id, row)| match row {
-            Some(row) => Ok(Some(row)),
-            None => self.store.get(&slot.row_key(*id)),
+        let rows = found.into_iter().map(|found| match found {
+            Err(row) => Ok(Some(row)),
+            Ok(key) => self.store.get(&key),
         });
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
@@ -310,7 +476,7 @@ impl<S: StateStore> Mvcc<S> {
             .rows
             .iter()
             .zip(rows)
-            .map(|(id, row)| parse_row(self.group, *id, row));
+            .map(|(place, row)| parse_row(self.group, place.id, row));
         let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
         let result = finish_range(range, kvs, listing.count);
         Ok(Some(Ok((Revision(current), result))))
@@ -324,9 +490,27 @@ impl<S: StateStore> Mvcc<S> {
     /// # Panics
     /// If the transaction could write: those go through the log.
     pub fn read_txn(&self, txn: &Txn) -> Result<Result<(Revision, OpResult), OpError>, StoreError> {
+        self.read_txn_with(txn, Locks::Heed)
+    }
+
+    /// As `read_txn`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    ///
+    /// # Panics
+    /// As `read_txn`.
+    pub fn read_txn_with(&self, txn: &Txn, locks: Locks) -> Result<Result<(Revision, OpResult), OpError>, StoreError> {
         assert!(txn.read_only(), "invariant: transactions that write go through the log");
         let state = self.read();
-        let mut exec = Exec::new(&self.store, &state);
+        let free = |()| match locks {
+            Locks::Heed => state.txns.admit_txn(txn),
+            Locks::Ignore => Ok(()),
+        };
+        if let Err(error) = state.admit_read(|shard| shard.owns_txn(txn)).and_then(free) {
+            return Ok(Err(error));
+        }
+        let mut exec = Exec::reading(&self.store, &state);
         match exec.txn(txn) {
             Ok(result) => Ok(Ok((Revision(state.record.current), result))),
             Err(Fail::Op(error)) => Ok(Err(error)),
@@ -358,6 +542,32 @@ impl<S: StateStore> Mvcc<S> {
     #[must_use]
     pub fn members(&self) -> BTreeMap<MemberId, Bytes> {
         self.read().members.clone()
+    }
+
+    /// What it owns.
+    #[must_use]
+    pub fn territory(&self) -> Territory {
+        self.read().record.shard.territory.clone()
+    }
+
+    /// Where its revisions come from.
+    #[must_use]
+    pub fn source(&self) -> RevisionSource {
+        self.read().record.shard.source
+    }
+
+    /// The operation that sealed it, if it is sealed.
+    #[must_use]
+    pub fn sealed(&self) -> Option<u64> {
+        self.read().record.shard.sealed
+    }
+
+    /// Transactions over several shards that wait here for their decision, with the group that knows it, oldest id first.
+    #[must_use]
+    pub fn prepared(&self) -> Vec<(TxnId, GroupId)> {
+        let state = self.read();
+        let prepared = state.txns.prepared.iter();
+        prepared.map(|(txn, prepared)| (*txn, prepared.coordinator)).collect()
     }
 
     /// Sizes, for metrics and `Status`.
@@ -436,10 +646,10 @@ impl<S: StateStore> Mvcc<S> {
         let (dropped, cursor) = state
             .index
             .prune(cursor.after.as_deref(), target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
-        let slot = state.slot;
+        let slot = state.slot();
         let mut batch = Batch::default();
-        for id in dropped {
-            batch.delete(slot.row_key(id));
+        for place in dropped {
+            batch.delete(state.key_of(place));
         }
         match cursor {
             Some(cursor) => writer.sweep = Some((target, cursor)),
