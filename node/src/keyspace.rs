@@ -1,7 +1,7 @@
 //! The `default` keyspace: one Raft group behind the gRPC services' seam.
 
 use crate::members::MemberInfo;
-use crate::metrics::{Outcome, Proposal, Shard};
+use crate::metrics::{Outcome, Proposal};
 use crate::shared::{Failed, Shared, Store};
 use crate::telemetry::Tracer;
 use crate::waiters::Answer;
@@ -67,30 +67,6 @@ impl DefaultKeyspace {
                 outcome,
             })
             .inc();
-    }
-}
-
-/// Counts a command as under way, also if its client goes away.
-struct Counted<'a>(&'a Shared);
-
-impl<'a> Counted<'a> {
-    fn new(shared: &'a Shared) -> Self {
-        shared
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: GROUP.0 })
-            .inc();
-        Self(shared)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: GROUP.0 })
-            .dec();
     }
 }
 
@@ -181,7 +157,7 @@ impl Keyspace for DefaultKeyspace {
             self.count(Outcome::refused);
             return Err(KeyspaceError::TooLarge);
         }
-        let _counted = Counted::new(&self.shared);
+        let _counted = self.shared.metrics.pending(GROUP.0);
         let (command, deadline) = (bytes.freeze(), self.shared.deadline());
         let answer = self
             .shared

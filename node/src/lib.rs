@@ -24,6 +24,7 @@ pub mod node;
 pub mod peers;
 pub mod ready;
 pub mod recover;
+pub mod shard_labels;
 pub mod shared;
 pub mod snapshot;
 pub mod space;

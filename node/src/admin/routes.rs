@@ -3,7 +3,6 @@
 use super::Context;
 use super::reads::reads_status;
 use crate::members::MemberInfo;
-use crate::metrics::{CONTENT_TYPE, Keyspace, Shard, ShardPeer};
 use crate::node::NodeError;
 use crate::shared::{Failed, Shared};
 use althing_admin::{
@@ -12,11 +11,10 @@ use althing_admin::{
 };
 use althing_raft::entry::ConfigStep;
 use althing_raft::ids::{GroupId, Index, MemberId};
-use althing_shard::host::GroupView;
 use althing_shard::{Done, Event, Refusal};
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -157,82 +155,6 @@ pub(super) async fn readyz(State(context): State<Context>) -> Response {
             format!("not ready: {}\n", readiness.reason),
         )
             .into_response()
-    }
-}
-
-/// Metrics for Prometheus
-#[utoipa::path(get, path = paths::METRICS, responses((status = 200, description = "OpenMetrics text", body = String)))]
-pub(super) async fn metrics(State(context): State<Context>) -> Response {
-    let shared = &context.shared;
-    // A series of a peer that left, or of a time as leader, would look like lag for ever.
-    shared.metrics.raft_peer_lag.clear();
-    for (group, view) in shared.views().await {
-        set_gauges(shared, group, &view);
-    }
-    if let Some(store) = shared.groups.get(GROUP) {
-        let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-        match tokio::task::block_in_place(|| store.size()) {
-            Ok(size) => {
-                shared.metrics.store_bytes.set(number(size.on_disk));
-                shared.metrics.store_bytes_in_use.set(number(size.in_use));
-                shared.metrics.store_keys.set(number(size.keys));
-            }
-            Err(error) => tracing::warn!(%error, "the store does not say its size"),
-        }
-        shared
-            .metrics
-            .store_revision
-            .get_or_create(&Keyspace { keyspace: "default" })
-            .set(store.current_revision().0);
-    }
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.text()).into_response()
-}
-
-fn set_gauges(shared: &Shared, group: GroupId, view: &GroupView) {
-    let (metrics, labels) = (&shared.metrics, Shard { shard: group.0 });
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    metrics
-        .raft_commit_index
-        .get_or_create(&labels)
-        .set(number(view.raft.commit.0));
-    metrics
-        .raft_applied_index
-        .get_or_create(&labels)
-        .set(number(view.applied.index.0));
-    metrics
-        .apply_lag
-        .get_or_create(&labels)
-        .set(number(view.raft.commit.0.saturating_sub(view.applied.index.0)));
-    metrics
-        .raft_voters
-        .get_or_create(&labels)
-        .set(number(view.raft.soft.config.voters.len() as u64));
-    metrics
-        .raft_learners
-        .get_or_create(&labels)
-        .set(number(view.raft.soft.config.learners.len() as u64));
-    let lease = &view.raft.lease;
-    let responders = lease.roster.as_ref().map_or(0, |roster| roster.responders().len());
-    for (gauge, value) in [
-        (&metrics.reads_local, lease.counts.local),
-        (&metrics.reads_held, lease.counts.held),
-        (&metrics.reads_bounced, lease.counts.bounced),
-        (&metrics.reads_by_index, lease.counts.by_index),
-        (&metrics.read_lease, u64::from(lease.open)),
-        (&metrics.roster_epoch, lease.adopted.epoch.0),
-        (&metrics.roster_responders, responders as u64),
-    ] {
-        gauge.get_or_create(&labels).set(number(value));
-    }
-    for peer in &view.raft.progress {
-        let lag = view.raft.last.index.0.saturating_sub(peer.matched.0);
-        metrics
-            .raft_peer_lag
-            .get_or_create(&ShardPeer {
-                shard: group.0,
-                peer: peer.member.to_string(),
-            })
-            .set(number(lag));
     }
 }
 
