@@ -35,6 +35,7 @@ pub mod reach;
 pub mod ready;
 pub mod recover;
 pub mod sequencers;
+pub mod shard_labels;
 pub mod shared;
 pub mod snapshot;
 pub mod space;

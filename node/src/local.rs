@@ -1,7 +1,7 @@
 //! One group of this node, asked: commands through its log, reads through its gate. Knows nothing of keyspaces.
 
 use crate::ask::ReadTerms;
-use crate::metrics::{Outcome, Proposal, Shard};
+use crate::metrics::{Outcome, Proposal};
 use crate::shared::{Failed, Shared, Store};
 use crate::waiters::{Answer, Timeline};
 use althing_api::keyspace::KeyspaceError;
@@ -17,30 +17,6 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Local {
     shared: Arc<Shared>,
-}
-
-/// Counts a command as under way, also if its client goes away.
-struct Counted<'a>(&'a Shared, GroupId);
-
-impl<'a> Counted<'a> {
-    fn new(shared: &'a Shared, group: GroupId) -> Self {
-        shared
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: group.0 })
-            .inc();
-        Self(shared, group)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: self.1.0 })
-            .dec();
-    }
 }
 
 /// Why the host refused, in a client's words.
@@ -126,7 +102,7 @@ impl Local {
         group: GroupId,
         command: Bytes,
     ) -> Result<(CommandResult, Timeline), KeyspaceError> {
-        let _counted = Counted::new(&self.shared, group);
+        let _counted = self.shared.metrics.pending(group.0);
         let deadline = self.shared.deadline();
         let answer = self
             .shared

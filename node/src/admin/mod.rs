@@ -3,6 +3,7 @@
 mod page;
 mod reads;
 mod routes;
+mod scrape;
 
 use crate::node::Joiner;
 use crate::shared::Shared;
@@ -34,7 +35,7 @@ fn router(context: Context) -> Router {
         .route(paths::OPENAPI, get(page::openapi))
         .route(paths::HEALTHZ, get(routes::healthz))
         .route(paths::READYZ, get(routes::readyz))
-        .route(paths::METRICS, get(routes::metrics))
+        .route(paths::METRICS, get(scrape::metrics))
         .route(paths::STATUS, get(routes::status))
         .route(paths::BOOTSTRAP, post(routes::bootstrap))
         .route(paths::MEMBERS, get(routes::members).post(routes::add_learner))
