@@ -24,7 +24,7 @@ use crate::shared::{Inboxes, Shared};
 use crate::snapshot::Outgoing;
 use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
-use crate::threads::AbortOnPanic;
+use crate::threads::{AbortOnPanic, die};
 use crate::threads::machine::Machine;
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
@@ -32,6 +32,7 @@ use crate::threads::{apply, checkpoint, host, wal};
 use crate::volume::{FoundGroup, Volume};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
+use althing_api::{Directory, Door, DoorKeeper};
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Role, Start};
 use althing_shard::envelope::BootNonce;
@@ -200,6 +201,8 @@ pub struct Node {
     admin_addr: SocketAddr,
     tasks: Vec<AbortHandle>,
     accepting: AbortHandle,
+    /// Keeps the connections of the client port.
+    _open: DoorKeeper,
     /// Tells the client port to finish, on each thread.
     drain: watch::Sender<bool>,
     clients: Vec<tokio::task::JoinHandle<()>>,
@@ -292,6 +295,7 @@ impl Node {
             cut: CutPolicy::PRODUCTION,
             needs_stamp: althing_store::codec::needs_stamp,
         });
+        let (births, born) = tokio::sync::mpsc::unbounded_channel();
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),
             Arc::clone(&shared.host),
@@ -299,6 +303,7 @@ impl Node {
             Arc::clone(&shared.metrics),
             clock,
             Arc::clone(&shared.groups),
+            births,
         ));
         let host = net.first().spawn(host::run(
             host,
@@ -363,6 +368,7 @@ impl Node {
         let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
         let api = Arc::clone(&keyspace);
         let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
+        let (door, open) = Door::by_name(Directory::new(server));
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
             .handles()
@@ -370,12 +376,12 @@ impl Node {
                 let (seat, arrivals) = tokio::sync::mpsc::channel(ARRIVALS_MAX);
                 let waiters = Arc::clone(&shared.waiters);
                 thread.spawn(async move { waiters.deliver(home).await });
-                let serving = thread.spawn(clients::serve(server.clone(), arrivals, drained.clone()));
+                let serving = thread.spawn(clients::serve(arrivals, drained.clone()));
                 (seat, serving)
             })
             .unzip();
         ready::start(&shared);
-        let accepting = tokio::spawn(clients::accept(client_socket, seats)).abort_handle();
+        let accepting = tokio::spawn(clients::accept(client_socket, seats, door)).abort_handle();
         let tasks = vec![
             tokio::spawn(listener::run(
                 peer_socket,
@@ -395,6 +401,7 @@ impl Node {
             .abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
+            tokio::spawn(deliver_born(lifecycle, born)).abort_handle(),
         ];
         Ok(Self {
             shared,
@@ -406,6 +413,7 @@ impl Node {
             admin_addr,
             tasks,
             accepting,
+            _open: open,
             drain,
             clients,
             host,
@@ -519,6 +527,15 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(run)
         .map_err(NodeError::Thread)
+}
+
+/// Starts groups as they are cut off others.
+async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<GroupId>) {
+    while let Some(group) = born.recv().await {
+        if let Err(error) = lifecycle.born(group).await {
+            die("a shard that was cut off cannot be started", &error);
+        }
+    }
 }
 
 async fn watch_volume(shared: Arc<Shared>) {
