@@ -68,7 +68,10 @@ fn unserved(shared: &Shared, chart: &Chart) -> Option<String> {
     if chart.state.version == 0 {
         return Some("waits for the first shard map, which the leader of group 0 makes".to_owned());
     }
-    for group in chart.groups_on(shared.me) {
+    if !chart.state.members.contains_key(&shared.me) {
+        return Some("waits for its place in the shard map".to_owned());
+    }
+    for group in chart.groups_for(shared.me) {
         match shared.soft(group) {
             None => return Some(format!("waits for a replica of shard {group}")),
             Some(soft) if !soft.config.voters.contains(&shared.me) => {
