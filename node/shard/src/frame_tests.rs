@@ -1,6 +1,8 @@
 use super::*;
-use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
-use althing_raft::ids::Now;
+use crate::message_frame::{APPEND, FORWARD, SNAPSHOT};
+use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, Entry, Payload};
+use althing_raft::ids::{Epoch, Index, LogPosition, Now};
+use althing_raft::message::Body;
 use althing_raft::roster::{Ballot, ReadMode, ReadSpec, ResponderRange, Responders, Revisions, Roster, Span};
 use proptest::collection::{btree_set, vec};
 use proptest::prelude::*;

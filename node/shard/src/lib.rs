@@ -15,9 +15,11 @@
 pub mod book;
 pub mod effect;
 pub mod envelope;
+mod fields;
 pub mod frame;
 pub mod host;
 mod lease_frame;
+mod message_frame;
 mod pending;
 pub mod policy;
 
