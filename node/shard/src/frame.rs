@@ -8,8 +8,9 @@
 //! `HelloReply`; after that come `Messages` in one direction, or a snapshot. One frame holds messages of all groups. Decoding takes
 //! nothing on trust: lengths are checked before anything is sliced or reserved.
 
+use crate::beat_frame::{encode_piece, together};
 use crate::fields::{get_text, get_u8, get_u64, need, put_text};
-use crate::message_frame::{decode_message, decode_meta, decode_meta_reads, encode_message, encode_meta};
+use crate::message_frame::{decode_messages, decode_meta, decode_meta_reads, encode_meta};
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId, Term};
 use althing_raft::message::Message;
@@ -187,7 +188,7 @@ impl Header {
             MESSAGES => {
                 let mut messages = Vec::new();
                 while !buf.is_empty() {
-                    messages.push(decode_message(buf)?);
+                    decode_messages(buf, &mut messages)?;
                 }
                 Frame::Messages(messages)
             }
@@ -266,7 +267,12 @@ impl Frame {
                 out.put_u64_le(value);
             }),
             Self::Messages(messages) => seal(MESSAGES, |out| {
-                messages.iter().for_each(|message| encode_message(message, out))
+                let mut rest = &messages[..];
+                while !rest.is_empty() {
+                    let (piece, others) = rest.split_at(together(rest));
+                    encode_piece(piece, out);
+                    rest = others;
+                }
             }),
             Self::SnapshotHead(head) => {
                 let plain = head.meta.reads == ReadsState::default();
@@ -297,9 +303,12 @@ pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
             frames.push(seal(MESSAGES, |out| out.unsplit(body.split())));
         }
     };
-    for message in messages {
+    let mut rest = messages;
+    while !rest.is_empty() {
         let start = body.len();
-        encode_message(message, &mut body);
+        let (piece, others) = rest.split_at(together(rest));
+        rest = others;
+        encode_piece(piece, &mut body);
         if body.len() - start > BODY_BYTES_MAX {
             body.truncate(start);
             too_long += 1;

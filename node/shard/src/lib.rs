@@ -12,6 +12,7 @@
 //! Beside the host: [`envelope`] names who proposed a command, [`frame`] is the peers' wire format, [`book`] knows where
 //! members live.
 
+mod beat_frame;
 pub mod book;
 pub mod effect;
 pub mod envelope;
