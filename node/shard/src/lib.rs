@@ -23,6 +23,7 @@ pub mod map;
 pub mod meta;
 mod pending;
 pub mod policy;
+pub mod route;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};

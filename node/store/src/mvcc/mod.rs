@@ -20,7 +20,8 @@ mod view;
 
 use crate::error::StoreError;
 use crate::ops::{
-    Command, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn, TxnId,
+    Command, Decision, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn,
+    TxnId,
 };
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::{ConfigChange, ConfigState, SnapshotMeta};
@@ -37,7 +38,8 @@ use sources::Source;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use txns::{Table, Transactions};
-use view::{Fail, View, finish_range, read_revision, rows_wanted};
+use view::{Fail, View, read_revision, rows_wanted};
+pub use view::{compare_holds, finish_range};
 
 /// Keys that one `compact_step` looks at: about a millisecond of the index's lock.
 const SWEEP_KEYS_MAX: usize = 4096;
@@ -568,6 +570,15 @@ impl<S: StateStore> Mvcc<S> {
         let state = self.read();
         let prepared = state.txns.prepared.iter();
         prepared.map(|(txn, prepared)| (*txn, prepared.coordinator)).collect()
+    }
+
+    /// Decisions about transactions over several shards that this shard keeps, because nobody has said yet that every participant has
+    /// finished.
+    #[must_use]
+    pub fn decided(&self) -> Vec<(TxnId, Decision)> {
+        let state = self.read();
+        let decided = state.txns.decided.iter();
+        decided.map(|(txn, decision)| (*txn, decision.clone())).collect()
     }
 
     /// Sizes, for metrics and `Status`.
