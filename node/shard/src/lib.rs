@@ -27,6 +27,7 @@ pub mod meta;
 mod pending;
 pub mod placement;
 pub mod policy;
+pub mod route;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Ticket, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};
