@@ -392,7 +392,13 @@ impl Node {
                 net.first().clone(),
             ))
             .abort_handle(),
-            tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
+            tokio::spawn(admin::serve(
+                admin_socket,
+                Arc::clone(&shared),
+                joiner,
+                Arc::clone(&conductor),
+            ))
+            .abort_handle(),
             tokio::spawn(ready::run(
                 Arc::clone(&shared),
                 Arc::clone(&atlas),
