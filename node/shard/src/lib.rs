@@ -24,6 +24,7 @@ pub mod meta;
 mod pending;
 pub mod policy;
 pub mod route;
+pub mod sequencer;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};
