@@ -25,6 +25,7 @@ mod pending;
 pub mod policy;
 pub mod route;
 pub mod sequencer;
+pub mod txn;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};
