@@ -12,10 +12,12 @@ mod common;
 
 use althing_raft::ids::{GroupId, MemberId};
 use althing_shard::map::RouteTable;
-use althing_shard::route::{Parts, Plan, Prepared, READ_SHARDS_MAX, Request, RouteError, TXN_SHARDS_MAX, plan};
+use althing_shard::route::{Parts, Plan, READ_SHARDS_MAX, Request, RouteError, TXN_SHARDS_MAX, plan};
+use althing_shard::txn::{
+    self, Failure, Input, Order, Output, Propose, ReadInput, ReadOutput, SnapshotRead, Transaction,
+};
 use althing_store::ops::{
-    Command, Decision, Delete, KeyRange, Op, OpError, OpResult, Put, Range, Revision, ShardCommand, ShardResult, Txn,
-    TxnId,
+    Command, Delete, KeyRange, Op, OpError, OpResult, Put, Range, Revision, ShardCommand, Txn, TxnId,
 };
 use althing_store::partition::Partitioning;
 use bytes::Bytes;
@@ -48,7 +50,7 @@ impl Keyspace {
                 let (revision, result) = self.shards[&group].apply(command.clone(), Some(stamp));
                 result.map(|result| (revision, result))
             }
-            Plan::TwoPhase(parts) => self.spread(&parts, stamp),
+            Plan::TwoPhase(parts) => self.spread(parts, stamp),
             Plan::Everywhere(groups) => {
                 assert!(groups.iter().eq(self.table.shards().iter().map(|route| &route.group)));
                 let answers = groups
@@ -62,78 +64,92 @@ impl Keyspace {
         }
     }
 
-    /// The two phases, without anything in between.
-    fn spread(&mut self, parts: &Parts, revision: Revision) -> Answer {
+    /// Two phases, without anything in between.
+    fn spread(&mut self, parts: Parts, revision: Revision) -> Answer {
         self.spread += 1;
         assert!(parts.each().len() > 1);
-        let txn = TxnId {
+        let id = TxnId {
             member: MemberId(1),
             nonce: 1,
             number: self.spread,
         };
-        let coordinator = *parts.each().first_key_value().unwrap().0;
-        let prepare = |(group, part): (&GroupId, &Txn)| {
-            let part = part.clone();
-            match self.shards[group].shard(ShardCommand::Prepare { txn, coordinator, part }) {
-                Ok(ShardResult::Prepared { verdicts, errors }) => (*group, Prepared { verdicts, errors }),
-                other => panic!("{other:?}"),
-            }
+        let order = if self.spread.is_multiple_of(2) {
+            Order::Together
+        } else {
+            Order::InTurn
         };
-        let prepared = parts.each().iter().map(prepare).collect();
-        let chosen = parts.choose(&prepared, revision).unwrap();
-        let decision = match &chosen {
-            Ok(path) => Decision::Commit {
-                revision,
-                path: path.clone(),
-            },
-            Err(_) => Decision::Abort,
-        };
-        let mut results = BTreeMap::new();
-        for group in parts.each().keys() {
-            let decision = decision.clone();
-            match self.shards[group].shard(ShardCommand::Finish { txn, decision }) {
-                Ok(ShardResult::Finished(result)) => results.extend(result.map(|result| (*group, *result))),
-                other => panic!("{other:?}"),
-            }
-            assert_eq!(self.shards[group].0.prepared(), []);
+        let (mut transaction, mut todo) = Transaction::new(id, parts, order);
+        let mut answers = Vec::new();
+        while let Some(output) = todo.pop() {
+            let input = match output {
+                Output::Propose(Propose { group, asked, command }) => {
+                    let answer = match self.shards[&group].shard(command) {
+                        Ok(result) => txn::Answer::Did(result),
+                        Err(error) => txn::Answer::Refused(error),
+                    };
+                    Input::Answered { group, asked, answer }
+                }
+                Output::Stamp => Input::Stamped(Some(revision)),
+                Output::Answer(answer) => {
+                    answers.push(answer);
+                    continue;
+                }
+            };
+            transaction.step(input, &mut todo);
         }
-        chosen.map(|_| parts.merge(&results, revision).unwrap())
+        assert!(transaction.is_done() && answers.len() == 1, "{transaction:?}");
+        for shard in self.shards.values() {
+            assert_eq!((shard.0.prepared(), shard.0.decided()), (vec![], vec![]));
+        }
+        refusal(answers.remove(0))
     }
 
     /// What a snapshot at a revision finds.
-    fn read(&self, range: &Range, revision: Revision) -> Result<OpResult, OpError> {
-        let range = Range {
-            revision: range.revision.filter(|asked| asked.0 > 0).or(Some(revision)),
-            ..range.clone()
-        };
-        let parts = match plan(&self.table, Request::Range(&range)).unwrap() {
+    fn read(&self, request: Request<'_>, newest: Revision) -> Answer {
+        let parts = match plan(&self.table, request).unwrap() {
             Plan::Snapshot(parts) => parts,
             other => panic!("{other:?}"),
         };
-        let mut results = BTreeMap::new();
-        for (group, part) in parts.each() {
-            let [Op::Range(range)] = &part.success[..] else {
-                panic!("{part:?}");
+        let (mut read, mut todo) = SnapshotRead::new(parts);
+        let mut answers = Vec::new();
+        while let Some(output) = todo.pop() {
+            let input = match output {
+                ReadOutput::Newest => ReadInput::Newest(Some(newest)),
+                ReadOutput::Read { group, ranges } => {
+                    let mut found = ranges.iter().map(|range| self.shards[&group].0.range(range).unwrap());
+                    let answer = found.try_fold(Vec::new(), |mut all, found| {
+                        all.push(found?.1);
+                        Ok(all)
+                    });
+                    let answer = Some(answer);
+                    ReadInput::Answered { group, answer }
+                }
+                ReadOutput::Blocked { .. } => panic!("nothing is locked"),
+                ReadOutput::Answer(answer) => {
+                    answers.push(answer);
+                    continue;
+                }
             };
-            let (_, result) = self.shards[group].0.range(range).unwrap()?;
-            let results_of_it = vec![(revision, OpResult::Range(result))];
-            let succeeded = true;
-            results.insert(
-                *group,
-                OpResult::Txn {
-                    succeeded,
-                    results: results_of_it,
-                },
-            );
+            read.step(input, &mut todo);
         }
-        Ok(parts.merge(&results, revision).unwrap().1)
+        assert!(read.is_done() && answers.len() == 1, "{read:?}");
+        refusal(answers.remove(0))
     }
+}
+
+/// What a client may be told where nothing goes wrong.
+fn refusal(answer: Result<(Revision, OpResult), Failure>) -> Answer {
+    answer.map_err(|failure| match failure {
+        Failure::Refused(error) => error,
+        other => panic!("{other:?}"),
+    })
 }
 
 #[derive(Clone, Debug)]
 enum Step {
     Run { command: Command, gap: i64 },
     Read(Range),
+    ReadTxn(Txn),
 }
 
 /// What etcd never lets through: a put of a key that the same transaction deletes, which would keep a value that is gone.
@@ -158,7 +174,46 @@ fn keeps_what_it_deletes(command: &Command) -> bool {
 fn steps() -> impl Strategy<Value = Vec<Step>> {
     let command = arb::command().prop_filter("no client sends it", |command| !keeps_what_it_deletes(command));
     let run = (command, 1..3i64).prop_map(|(command, gap)| Step::Run { command, gap });
-    proptest::collection::vec(prop_oneof![3 => run, 2 => arb::range().prop_map(Step::Read)], 1..30)
+    let look = arb::txn().prop_map(|mut txn| {
+        only_look(&mut txn);
+        Step::ReadTxn(txn)
+    });
+    proptest::collection::vec(
+        prop_oneof![6 => run, 3 => arb::range().prop_map(Step::Read), 1 => look],
+        1..30,
+    )
+}
+
+/// Makes reads of all writes.
+fn only_look(txn: &mut Txn) {
+    for op in txn.success.iter_mut().chain(&mut txn.failure) {
+        match op {
+            Op::Put(put) => *op = Op::Range(Range::of(KeyRange::Single(put.key.clone()))),
+            Op::Delete(delete) => *op = Op::Range(Range::of(delete.keys.clone())),
+            Op::Txn(inner) => only_look(inner),
+            Op::Range(_) => {}
+        }
+    }
+}
+
+/// The same answer as of another revision of the keyspace.
+fn as_of(newest: Revision, result: OpResult) -> OpResult {
+    match result {
+        OpResult::Txn { succeeded, results } => {
+            let results = results.into_iter().map(|(revision, result)| {
+                let revision = if revision.0 == 0 { revision } else { newest };
+                (revision, as_of(newest, result))
+            });
+            let results = results.collect();
+            OpResult::Txn { succeeded, results }
+        }
+        other => other,
+    }
+}
+
+/// Reads at a revision that was not given out are refused by whoever knows the sequencer, not by a shard.
+fn asks_the_future(result: &Answer, expected: &Answer) -> bool {
+    *result == Err(OpError::FutureRevision) && *expected != Err(OpError::FutureRevision)
 }
 
 fn by_range() -> impl Strategy<Value = RouteTable> {
@@ -214,27 +269,42 @@ fn check(table: RouteTable, steps: Vec<Step>) -> Result<(), TestCaseError> {
                 }
             }
             Step::Read(range) => {
-                let at = Range {
-                    revision: range.revision.filter(|asked| asked.0 > 0).or(Some(newest)),
-                    ..range.clone()
+                let at = at(&range, newest);
+                let expected = match range.revision {
+                    Some(asked) if asked > newest => Err(OpError::FutureRevision),
+                    Some(_) | None => flat.0.range(&at).unwrap(),
                 };
-                let expected = flat.0.range(&at).unwrap();
-                let expected = expected.map(|(_, result)| OpResult::Range(result));
-                prop_assert_eq!(expected, keyspace.read(&range, newest), "{:?}", range);
+                let expected = expected.map(|(_, result)| (newest, OpResult::Range(result)));
+                prop_assert_eq!(expected, keyspace.read(Request::Range(&range), newest), "{:?}", range);
+            }
+            Step::ReadTxn(txn) => {
+                let expected = flat.0.read_txn(&txn).unwrap();
+                let expected = expected.map(|(_, result)| (newest, as_of(newest, result)));
+                let found = keyspace.read(Request::ReadTxn(&txn), newest);
+                if !asks_the_future(&found, &expected) {
+                    prop_assert!(same(&expected, &found), "{txn:?}: {expected:?}, shards said {found:?}");
+                }
             }
         }
     }
-    let all = Range::of(KeyRange::From(Bytes::new()));
     for revision in 1..=newest.0 {
-        let revision = Some(Revision(revision));
         let all = Range {
-            revision,
-            ..all.clone()
+            revision: Some(Revision(revision)),
+            ..Range::of(KeyRange::From(Bytes::new()))
         };
-        let expected = flat.0.range(&all).unwrap().map(|(_, result)| OpResult::Range(result));
-        prop_assert_eq!(expected, keyspace.read(&all, newest), "at {:?}", revision);
+        let expected = flat.0.range(&all).unwrap();
+        let expected = expected.map(|(_, result)| (newest, OpResult::Range(result)));
+        prop_assert_eq!(expected, keyspace.read(Request::Range(&all), newest), "at {}", revision);
     }
     Ok(())
+}
+
+/// The range at the revision that a snapshot of now would read it at.
+fn at(range: &Range, newest: Revision) -> Range {
+    Range {
+        revision: range.revision.filter(|asked| asked.0 > 0).or(Some(newest)),
+        ..range.clone()
+    }
 }
 
 proptest! {

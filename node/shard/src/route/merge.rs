@@ -22,7 +22,7 @@ fn kind(result: &OpResult) -> &'static str {
 }
 
 /// One answer from those of several shards, of which each has some of the keys.
-pub(crate) fn merge_ranges(range: &Range, answers: &[&RangeResult]) -> RangeResult {
+fn merge_ranges(range: &Range, answers: &[&RangeResult]) -> RangeResult {
     if let [only] = answers {
         return (*only).clone();
     }
@@ -125,8 +125,8 @@ pub(super) fn changed(result: &OpResult, at: Revision) -> bool {
     }
 }
 
-/// Visits the transactions that are run when these branches are taken, each with the branch. `false` from `visit` ends it.
-pub(crate) fn run<'t>(
+/// Visits the transactions that are run when these branches are taken, each with its branch and its number in depth-first order.
+fn run<'t>(
     txn: &'t Txn,
     branches: &mut impl Iterator<Item = bool>,
     taken: bool,
