@@ -13,6 +13,7 @@ pub mod calls;
 mod clients;
 pub mod clock;
 pub mod config;
+mod endpoints;
 pub mod identity;
 pub mod inbox;
 pub mod inspect;

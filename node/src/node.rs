@@ -24,6 +24,7 @@ use crate::threads::wal::WalJob;
 use crate::threads::{apply, checkpoint, host, machine, wal};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
+use althing_api::{Directory, Door, DoorKeeper};
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Config as CoreConfig, Role, Start};
 use althing_shard::envelope::BootNonce;
@@ -211,6 +212,8 @@ pub struct Node {
     admin_addr: SocketAddr,
     tasks: Vec<AbortHandle>,
     accepting: AbortHandle,
+    /// Keeps the connections of the client port.
+    _open: DoorKeeper,
     /// Tells the client port to finish, on each thread.
     drain: watch::Sender<bool>,
     clients: Vec<tokio::task::JoinHandle<()>>,
@@ -340,6 +343,7 @@ impl Node {
         let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
         let api: Arc<DefaultKeyspace> = Arc::clone(&keyspace);
         let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
+        let (door, open) = Door::by_name(Directory::new(server));
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
             .handles()
@@ -347,12 +351,12 @@ impl Node {
                 let (seat, arrivals) = tokio::sync::mpsc::channel(ARRIVALS_MAX);
                 let waiters = Arc::clone(&shared.waiters);
                 thread.spawn(async move { waiters.deliver(home).await });
-                let serving = thread.spawn(clients::serve(server.clone(), arrivals, drained.clone()));
+                let serving = thread.spawn(clients::serve(arrivals, drained.clone()));
                 (seat, serving)
             })
             .unzip();
         ready::start(&shared);
-        let accepting = tokio::spawn(clients::accept(client_socket, seats)).abort_handle();
+        let accepting = tokio::spawn(clients::accept(client_socket, seats, door)).abort_handle();
         let tasks = vec![
             tokio::spawn(listener::run(
                 peer_socket,
@@ -375,6 +379,7 @@ impl Node {
             admin_addr,
             tasks,
             accepting,
+            _open: open,
             drain,
             clients,
             host,
