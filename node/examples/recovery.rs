@@ -106,7 +106,7 @@ fn write_volume(dir: &Path, args: &Args) -> Result<()> {
     while done < args.keys {
         let next = (done + BATCH).min(args.keys);
         let items: Vec<_> = (done..next)
-            .map(|number| ApplyItem::Command(put(number, args.value_bytes)))
+            .map(|number| ApplyItem::unstamped(put(number, args.value_bytes)))
             .collect();
         store.apply(&items, meta(next))?;
         done = next;
@@ -127,6 +127,7 @@ fn write_volume(dir: &Path, args: &Args) -> Result<()> {
                 proposer: me,
                 nonce: BootNonce(1),
                 sequence: at,
+                stamp: None,
                 command: command.freeze(),
             };
             Entry {

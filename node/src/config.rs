@@ -46,6 +46,9 @@ pub struct RunArgs {
     /// URL of the admin API [default: from --admin-addr]
     #[arg(long, env = "ALTHING_ADVERTISE_ADMIN", value_name = "URL")]
     pub advertise_admin: Option<String>,
+    /// Where this member runs, for spreading replicas: `zone=ZONE,node=MACHINE`, and whatever else
+    #[arg(long, env = "ALTHING_LABELS", value_name = "NAME=VALUE,...")]
+    pub labels: Option<String>,
     /// How often a leader speaks when it has nothing to say [default: 100ms]
     #[arg(long, env = "ALTHING_HEARTBEAT_INTERVAL", value_name = "TIME")]
     pub heartbeat_interval: Option<String>,
@@ -112,6 +115,8 @@ pub struct Config {
     pub advertise_peer: Option<String>,
     /// URL of the admin API; none: from the bound address.
     pub advertise_admin: Option<String>,
+    /// Where it runs.
+    pub labels: BTreeMap<String, String>,
     /// Raft's heartbeat interval.
     pub heartbeat_interval: Duration,
     /// Raft's election timeout.
@@ -165,7 +170,7 @@ impl RunArgs {
         }
     }
 
-    fn given(&self) -> [(&'static str, &Option<String>); 20] {
+    fn given(&self) -> [(&'static str, &Option<String>); 21] {
         [
             ("name", &self.name),
             ("data_dir", &self.data_dir),
@@ -175,6 +180,7 @@ impl RunArgs {
             ("advertise_client", &self.advertise_client),
             ("advertise_peer", &self.advertise_peer),
             ("advertise_admin", &self.advertise_admin),
+            ("labels", &self.labels),
             ("heartbeat_interval", &self.heartbeat_interval),
             ("election_timeout", &self.election_timeout),
             ("read_mode", &self.read_mode),
@@ -240,6 +246,24 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    fn labels(&mut self) -> BTreeMap<String, String> {
+        let text = self.get("labels").unwrap_or_default();
+        let mut labels = BTreeMap::new();
+        for pair in text.split(',').filter(|pair| !pair.trim().is_empty()) {
+            match pair.trim().split_once('=') {
+                Some((name, value)) if !name.is_empty() => {
+                    labels.insert(name.to_owned(), value.to_owned());
+                }
+                Some(_) | None => {
+                    self.check(false, || {
+                        format!("labels: {pair:?} must be NAME=VALUE, several with commas between them")
+                    });
+                }
+            }
+        }
+        labels
+    }
+
     fn read(mut self) -> Option<Config> {
         let name = self.required("name", "the member's name, as orders-0");
         let name = name.filter(|name| {
@@ -304,6 +328,7 @@ impl Reader<'_> {
                 )
             });
         }
+        let labels = self.labels();
         let heartbeat_interval = self.time("heartbeat_interval", "100ms");
         let election_timeout = self.time("election_timeout", "1s");
         if let (Some(heartbeat), Some(election)) = (heartbeat_interval, election_timeout) {
@@ -387,6 +412,7 @@ impl Reader<'_> {
             peer_addr: peer_addr?,
             admin_addr: admin_addr?,
             advertise_client,
+            labels,
             advertise_peer,
             advertise_admin,
             heartbeat_interval: heartbeat_interval?,
@@ -501,7 +527,7 @@ mod tests {
         let error = bad.resolve(Some("colour = \"red\"\nname = true\n")).unwrap_err();
         expect![[r#"
             11 setting(s) cannot be used:
-              - colour in the file is not a setting; there are: name, data_dir, client_addr, peer_addr, admin_addr, advertise_client, advertise_peer, advertise_admin, heartbeat_interval, election_timeout, read_mode, read_lease, clock_drift_ppm, wal_segment_bytes, volume_reserve_bytes, store_cache_bytes, otlp_endpoint, trace_sample_ratio, log_format, log_filter
+              - colour in the file is not a setting; there are: name, data_dir, client_addr, peer_addr, admin_addr, advertise_client, advertise_peer, advertise_admin, labels, heartbeat_interval, election_timeout, read_mode, read_lease, clock_drift_ppm, wal_segment_bytes, volume_reserve_bytes, store_cache_bytes, otlp_endpoint, trace_sample_ratio, log_format, log_filter
               - name in the file must be a string, a number or a list of strings
               - name is missing: give --name, ALTHING_NAME or name in the file: the member's name, as orders-0
               - data_dir is missing: give --data-dir, ALTHING_DATA_DIR or data_dir in the file: the directory of the member's volume

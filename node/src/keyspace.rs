@@ -1,108 +1,47 @@
-//! The `default` keyspace: one Raft group behind the gRPC services' seam.
+//! A keyspace as this member serves it: requests find their shards, here or elsewhere.
 
+use crate::ask::{Ask, ReadTerms, Reply};
+use crate::atlas::Atlas;
+use crate::local::{Local, broken, elsewhere, failed};
 use crate::members::MemberInfo;
-use crate::metrics::{Outcome, Proposal};
-use crate::shared::{Failed, Shared, Store};
+use crate::patience::{Next, Patience};
+use crate::reach::Reach;
+use crate::shared::Shared;
 use crate::telemetry::Tracer;
-use crate::waiters::Answer;
 use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
 use althing_raft::ids::{GroupId, MemberId};
 use althing_raft::io::Role;
 use althing_raft::roster::Footprint;
-use althing_shard::{Done, Event, Refusal};
+use althing_shard::map::{KeyspaceId, Route, RouteTable};
+use althing_shard::{Done, Event};
 use althing_store::codec::encode_command;
-use althing_store::ops::{Command, KeyRange, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
-use althing_store::{SledOptions, StoreError, footprint};
+use althing_store::ops::{Command, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use althing_store::{CommandResult, SledOptions, StoreError};
 use async_trait::async_trait;
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use std::sync::Arc;
 
-/// The group that holds the keyspace.
-const GROUP: GroupId = GroupId::FIRST_SHARD;
 /// Bytes of an encoded command; above the API's own limit, so that this is a backstop.
 const COMMAND_BYTES_MAX: usize = 3 << 20;
 
-/// The keyspace as this member serves it.
-pub struct DefaultKeyspace {
-    shared: Arc<Shared>,
-    tracer: Tracer,
+/// What the keyspaces of a node stand on.
+pub struct Ground {
+    /// The node.
+    pub shared: Arc<Shared>,
+    /// Its groups.
+    pub local: Local,
+    /// Its shard map.
+    pub atlas: Arc<Atlas>,
+    /// Everybody else's groups.
+    pub reach: Arc<Reach>,
+    /// Spans of requests.
+    pub tracer: Tracer,
 }
 
-impl DefaultKeyspace {
-    /// Over a node.
-    #[must_use]
-    pub fn new(shared: Arc<Shared>, tracer: Tracer) -> Self {
-        Self { shared, tracer }
-    }
-
-    fn store(&self) -> Result<Arc<Store>, KeyspaceError> {
-        self.shared.groups.get(GROUP).ok_or(KeyspaceError::Stopped)
-    }
-
-    fn header_at(&self, revision: Revision) -> Header {
-        Header {
-            cluster_id: self.shared.cluster().unwrap_or_default(),
-            member_id: self.shared.me.0,
-            revision,
-            raft_term: self.shared.term(GROUP),
-        }
-    }
-
-    /// Waits until the state machine has everything of these keys that was committed when this was called: by the read gate,
-    /// which needs no message where this member holds a lease.
-    async fn catch_up(&self, footprint: Footprint, consistency: Consistency) -> Result<(), KeyspaceError> {
-        match consistency {
-            // The cluster is named first: a node outside of every cluster has nothing to serve.
-            Consistency::Serializable => self.shared.cluster().map(|_| ()).ok_or(KeyspaceError::Stopped),
-            Consistency::Linearizable => self.shared.catch_up(footprint).await.map_err(failed),
-        }
-    }
-
-    fn count(&self, outcome: Outcome) {
-        self.shared
-            .metrics
-            .proposals
-            .get_or_create(&Proposal {
-                shard: GROUP.0,
-                outcome,
-            })
-            .inc();
-    }
-}
-
-fn failed(failed: Failed) -> KeyspaceError {
-    let refusal = match failed {
-        Failed::Stopped => return KeyspaceError::Stopped,
-        Failed::Refused(refusal) => refusal,
-    };
-    match refusal {
-        Refusal::NoLeader => KeyspaceError::NoLeader,
-        Refusal::NotLeader { .. } => KeyspaceError::NotLeader,
-        Refusal::LeaderChanged => KeyspaceError::LeaderChanged,
-        Refusal::Timeout => KeyspaceError::Timeout,
-        Refusal::TooManyRequests | Refusal::ChangeInFlight => KeyspaceError::TooManyRequests,
-        Refusal::BadTransferee
-        | Refusal::SpecInvalid(_)
-        | Refusal::ChangeInvalid
-        | Refusal::Conflict { .. }
-        | Refusal::LearnerBehind => KeyspaceError::BadTransferee,
-        Refusal::Learner => KeyspaceError::Learner,
-        Refusal::NotMember | Refusal::NoGroup => KeyspaceError::Stopped,
-    }
-}
-
-/// A store that fails cannot answer; the details are for the log, not for clients.
-fn broken(error: &StoreError) -> KeyspaceError {
-    tracing::error!(%error, "the state store failed a read");
-    KeyspaceError::Stopped
-}
-
-/// Does what may read much of the disk on another thread: this one has other requests to serve meanwhile.
-async fn elsewhere<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, KeyspaceError> {
-    tokio::task::spawn_blocking(work).await.map_err(|error| {
-        tracing::error!(%error, "a read ended early");
-        KeyspaceError::Stopped
-    })
+/// One keyspace.
+pub struct RoutedKeyspace {
+    id: KeyspaceId,
+    ground: Arc<Ground>,
 }
 
 /// Whether a command may need space: deletions and compaction are how space is made.
@@ -117,116 +56,245 @@ fn grows(command: &Command) -> bool {
     match command {
         Command::Put(_) => true,
         Command::Txn(txn) => puts(&txn.success) || puts(&txn.failure),
-        Command::Delete(_) | Command::Compact(_) => false,
+        Command::Delete(_) | Command::Compact(_) | Command::Shard(_) => false,
+    }
+}
+
+impl RoutedKeyspace {
+    /// A keyspace of a node.
+    #[must_use]
+    pub fn new(id: KeyspaceId, ground: Arc<Ground>) -> Self {
+        Self { id, ground }
+    }
+
+    fn shared(&self) -> &Arc<Shared> {
+        &self.ground.shared
+    }
+
+    fn table(&self) -> Result<Arc<RouteTable>, KeyspaceError> {
+        let chart = self.ground.atlas.chart();
+        // Without a map there is no leader yet that could have made one.
+        chart.table(self.id).cloned().ok_or(KeyspaceError::NoLeader)
+    }
+
+    /// The group that stands for the keyspace where etcd has only one.
+    fn first(&self) -> GroupId {
+        self.table().map_or(GroupId::META, |table| table.shards()[0].group)
+    }
+
+    fn header_at(&self, revision: Revision) -> Header {
+        Header {
+            cluster_id: self.shared().cluster().unwrap_or_default(),
+            member_id: self.shared().me.0,
+            revision,
+            raft_term: self.shared().term(self.first()),
+        }
+    }
+
+    /// Whether this member can answer for a group by itself.
+    fn is_here(&self, group: GroupId) -> bool {
+        self.shared().is_voter(group)
+    }
+
+    /// Runs a command in a group.
+    async fn execute_in(&self, route: &Route, command: Bytes, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
+        if self.is_here(route.group) {
+            let (answer, timeline) = self.ground.local.execute(route.group, command).await?;
+            self.ground.tracer.follow(self.shared(), &timeline);
+            return Ok(answer);
+        }
+        let ask = Ask::Execute {
+            group: route.group,
+            command,
+        };
+        self.asked(route, &ask, patience).await
+    }
+
+    /// Reads in a group.
+    async fn read_in(&self, route: &Route, terms: ReadTerms, txn: Txn, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
+        if self.is_here(route.group) && terms.at.is_none() {
+            return self.ground.local.read(route.group, terms, txn).await;
+        }
+        let ask = Ask::Read {
+            group: route.group,
+            terms,
+            txn,
+        };
+        self.asked(route, &ask, patience).await
+    }
+
+    async fn asked(&self, route: &Route, ask: &Ask, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
+        match self.ground.reach.ask(route.group, &route.replicas, ask, patience.left()).await? {
+            Reply::Answer(answer) => Ok(answer),
+            Reply::Failure(failure) => Err(failure),
+            Reply::Stamp(_) | Reply::Control(_) => Err(KeyspaceError::Timeout),
+        }
+    }
+
+    async fn range_in(
+        &self,
+        route: &Route,
+        range: Range,
+        serializable: bool,
+        patience: &Patience,
+    ) -> Result<(Revision, RangeResult), KeyspaceError> {
+        if self.is_here(route.group) {
+            let found = self.ground.local.range(route.group, range, serializable).await?;
+            return Ok(found?);
+        }
+        let terms = ReadTerms {
+            serializable,
+            at: None,
+        };
+        let txn = Txn {
+            success: vec![Op::Range(range)],
+            ..Txn::default()
+        };
+        let answer = self.read_in(route, terms, txn, patience).await?;
+        let revision = answer.revision;
+        match answer.result? {
+            OpResult::Txn { mut results, .. } => match results.pop() {
+                Some((_, OpResult::Range(found))) => Ok((revision, found)),
+                Some(_) | None => unreachable!("invariant: a range is answered as one"),
+            },
+            OpResult::Range(_) | OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Compact | OpResult::Shard(_) => {
+                unreachable!("invariant: a transaction is answered as one")
+            }
+        }
+    }
+}
+
+impl RoutedKeyspace {
+    fn patience(&self) -> Patience {
+        Patience::until(self.shared().clock, self.shared().deadline())
+    }
+
+    /// Whether to try again; the failure if not.
+    async fn again(&self, failure: KeyspaceError, patience: &mut Patience) -> Result<(), KeyspaceError> {
+        match patience.after(failure, &self.ground.atlas).await {
+            Next::Again => Ok(()),
+            Next::Recover(..) => Ok(()),
+            Next::Fail(failure) => Err(failure),
+        }
+    }
+
+    async fn range_over(
+        &self,
+        _table: &RouteTable,
+        _range: &Range,
+        _serializable: bool,
+        _patience: &Patience,
+    ) -> Result<(Revision, RangeResult), KeyspaceError> {
+        Err(KeyspaceError::TooManyRequests)
+    }
+
+    async fn read_txn_over(
+        &self,
+        table: &RouteTable,
+        txn: &Txn,
+        serializable: bool,
+        patience: &Patience,
+    ) -> Result<(Revision, OpResult), KeyspaceError> {
+        let [route] = table.shards() else {
+            return Err(KeyspaceError::TooManyRequests);
+        };
+        let terms = ReadTerms { serializable, at: None };
+        let answer = self.read_in(route, terms, txn.clone(), patience).await?;
+        Ok((answer.revision, answer.result?))
+    }
+
+    async fn execute_over(
+        &self,
+        table: &RouteTable,
+        _command: &Command,
+        bytes: Bytes,
+        patience: &Patience,
+    ) -> Result<(Revision, OpResult), KeyspaceError> {
+        let [route] = table.shards() else {
+            return Err(KeyspaceError::TooManyRequests);
+        };
+        let answer = self.execute_in(route, bytes, patience).await?;
+        Ok((answer.revision, answer.result?))
     }
 }
 
 #[async_trait]
-impl Keyspace for DefaultKeyspace {
+impl Keyspace for RoutedKeyspace {
     async fn range(&self, range: Range, consistency: Consistency) -> Result<(Header, RangeResult), KeyspaceError> {
-        self.catch_up(footprint::read(&range), consistency).await?;
-        let store = self.store()?;
-        let found = match &range.keys {
-            KeyRange::Single(_) => store.try_range(&range),
-            KeyRange::Between(..) | KeyRange::From(_) => Ok(None),
-        };
-        let found = match found.transpose() {
-            Some(found) => found,
-            None => elsewhere(move || store.range(&range)).await?,
-        };
-        let (revision, result) = found.map_err(|error| broken(&error))??;
-        Ok((self.header_at(revision), result))
+        let serializable = consistency == Consistency::Serializable;
+        let mut patience = self.patience();
+        loop {
+            let table = self.table()?;
+            let tried = match table.shards_of(&range.keys) {
+                // Of no keys: any shard says so.
+                [] => self.range_in(&table.shards()[0], range.clone(), serializable, &patience).await,
+                [route] => self.range_in(route, range.clone(), serializable, &patience).await,
+                _ => self.range_over(&table, &range, serializable, &patience).await,
+            };
+            match tried {
+                Ok((revision, found)) => return Ok((self.header_at(revision), found)),
+                Err(failure) => self.again(failure, &mut patience).await?,
+            }
+        }
     }
 
     async fn read_txn(&self, txn: Txn, consistency: Consistency) -> Result<(Header, OpResult), KeyspaceError> {
-        self.catch_up(footprint::read_txn(&txn), consistency).await?;
-        let store = self.store()?;
-        let read = elsewhere(move || store.read_txn(&txn)).await?;
-        let (revision, result) = read.map_err(|error| broken(&error))??;
-        Ok((self.header_at(revision), result))
+        let serializable = consistency == Consistency::Serializable;
+        let mut patience = self.patience();
+        loop {
+            let table = self.table()?;
+            let tried = self.read_txn_over(&table, &txn, serializable, &patience).await;
+            match tried {
+                Ok((revision, result)) => return Ok((self.header_at(revision), result)),
+                Err(failure) => self.again(failure, &mut patience).await?,
+            }
+        }
     }
 
     async fn execute(&self, command: Command) -> Result<(Header, OpResult), KeyspaceError> {
-        if (grows(&command) && self.shared.short_of_space()) || self.shared.out_of_space() {
-            self.count(Outcome::refused);
+        let shared = self.shared();
+        if (grows(&command) && shared.short_of_space()) || shared.out_of_space() {
             return Err(OpError::NoSpace.into());
         }
         let mut bytes = BytesMut::new();
         encode_command(&command, &mut bytes);
         if bytes.len() > COMMAND_BYTES_MAX {
-            self.count(Outcome::refused);
             return Err(KeyspaceError::TooLarge);
         }
-        let _counted = self.shared.metrics.pending(GROUP.0);
-        let (command, deadline) = (bytes.freeze(), self.shared.deadline());
-        let answer = self
-            .shared
-            .ask(|request| Event::Propose {
-                request,
-                group: GROUP,
-                command,
-                deadline,
-            })
-            .await;
-        match answer {
-            Ok(Answer::Applied(result, timeline)) => {
-                self.count(Outcome::applied);
-                self.tracer.follow(&self.shared, &timeline);
-                Ok((self.header_at(result.revision), result.result?))
-            }
-            Ok(Answer::Host(Err(refusal))) => {
-                self.count(match refusal {
-                    Refusal::LeaderChanged | Refusal::Timeout => Outcome::unknown,
-                    Refusal::NoLeader
-                    | Refusal::NotLeader { .. }
-                    | Refusal::TooManyRequests
-                    | Refusal::Conflict { .. }
-                    | Refusal::ChangeInFlight
-                    | Refusal::ChangeInvalid
-                    | Refusal::LearnerBehind
-                    | Refusal::BadTransferee
-                    | Refusal::SpecInvalid(_)
-                    | Refusal::Learner
-                    | Refusal::NotMember
-                    | Refusal::NoGroup => Outcome::refused,
-                });
-                Err(failed(Failed::Refused(refusal)))
-            }
-            Ok(Answer::Host(Ok(
-                Done::Read { .. } | Done::Configured { .. } | Done::ReadsSet { .. } | Done::Transferred { .. },
-            ))) => {
-                unreachable!("invariant: commands are answered by the state machine")
-            }
-            Err(error) => {
-                self.count(Outcome::unknown);
-                Err(failed(error))
+        let bytes = bytes.freeze();
+        let mut patience = self.patience();
+        loop {
+            let table = self.table()?;
+            let tried = self.execute_over(&table, &command, bytes.clone(), &patience).await;
+            match tried {
+                Ok((revision, result)) => return Ok((self.header_at(revision), result)),
+                Err(failure) => self.again(failure, &mut patience).await?,
             }
         }
     }
 
     fn header(&self) -> Header {
-        let revision = self
-            .shared
-            .groups
-            .get(GROUP)
-            .map_or(Revision(0), |store| store.current_revision());
-        self.header_at(revision)
+        let store = self.ground.local.store(self.first());
+        self.header_at(store.map_or(Revision(0), |store| store.current_revision()))
     }
 
     async fn status(&self) -> Result<(Header, Status), KeyspaceError> {
-        let store = self.store()?;
+        let shared = self.shared();
+        let first = self.first();
+        let group = if self.ground.local.has(first) { first } else { GroupId::META };
+        let store = self.ground.local.store(group)?;
         let size = elsewhere(move || store.size()).await?.map_err(|error| broken(&error))?;
-        let views = self.shared.views().await;
+        let views = shared.views().await;
         let (_, view) = views
             .into_iter()
-            .find(|(group, _)| *group == GROUP)
+            .find(|(id, _)| *id == group)
             .ok_or(KeyspaceError::Stopped)?;
         let soft = &view.raft.soft;
         let mut errors = Vec::new();
         if soft.leader.is_none() {
             errors.push("etcdserver: no leader".to_owned());
         }
-        if self.shared.short_of_space() {
+        if shared.short_of_space() {
             errors.push("etcdserver: mvcc: database space exceeded".to_owned());
         }
         let status = Status {
@@ -237,17 +305,20 @@ impl Keyspace for DefaultKeyspace {
             raft_term: soft.term.0,
             raft_applied_index: view.applied.index.0,
             errors,
-            is_learner: soft.config.learners.contains(&self.shared.me),
+            is_learner: soft.config.learners.contains(&shared.me),
         };
         Ok((self.header(), status))
     }
 
     async fn members(&self, consistency: Consistency) -> Result<(Header, Vec<MemberEntry>), KeyspaceError> {
         // Members are not keys: only a responder of everything, or the leader, may answer for itself.
-        self.catch_up(Footprint::All, consistency).await?;
-        let store = self.store()?;
+        if consistency == Consistency::Linearizable {
+            let caught_up = self.shared().catch_up(GroupId::META, Footprint::All).await;
+            caught_up.map_err(failed)?;
+        }
+        let store = self.ground.local.store(GroupId::META)?;
         let config = store.applied().config;
-        let entry = |(member, context): (&MemberId, &bytes::Bytes)| {
+        let entry = |(member, context): (&MemberId, &Bytes)| {
             let info = MemberInfo::decode(context);
             MemberEntry {
                 id: member.0,
@@ -261,13 +332,13 @@ impl Keyspace for DefaultKeyspace {
     }
 
     async fn move_leader(&self, target: u64) -> Result<Header, KeyspaceError> {
-        let (to, deadline) = (Some(MemberId(target)), self.shared.deadline());
+        let (group, deadline) = (self.first(), self.shared().deadline());
         let asked = self
-            .shared
+            .shared()
             .ask_host(|request| Event::Transfer {
                 request,
-                group: GROUP,
-                to,
+                group,
+                to: Some(MemberId(target)),
                 deadline,
             })
             .await;
@@ -281,16 +352,20 @@ impl Keyspace for DefaultKeyspace {
     }
 
     async fn defragment(&self) -> Result<Header, KeyspaceError> {
-        let store = self.store()?;
-        let (engine, room) = (store.engine().clone(), self.shared.room.clone());
+        // The engine is every group's.
+        let store = self.ground.local.store(GroupId::META)?;
+        let shared = Arc::clone(self.shared());
+        let (engine, room) = (store.engine().clone(), shared.room.clone());
         let options = SledOptions {
-            cache_bytes: self.shared.config.store_cache_bytes,
+            cache_bytes: shared.config.store_cache_bytes,
         };
-        let shared = Arc::clone(&self.shared);
         let done = tokio::task::spawn_blocking(move || {
-            let size = store.size()?;
+            let mut in_use = 0;
+            for (_, store) in shared.groups.all() {
+                in_use += store.size()?.in_use;
+            }
             // The copy takes about what is in use; without that much to spare it is not begun.
-            if !room.takes(size.in_use / 2) {
+            if !room.takes(in_use / 2) {
                 return Ok(None);
             }
             let go_on = || room.takes(0) && !shared.stopping.load(std::sync::atomic::Ordering::Acquire);
@@ -323,17 +398,21 @@ impl Keyspace for DefaultKeyspace {
     }
 
     fn serving(&self) -> bool {
-        self.shared.readiness().ready
+        self.shared().readiness().ready
     }
 
     fn has_leader(&self) -> bool {
-        self.shared
-            .soft(GROUP)
-            .is_some_and(|soft| soft.role == Role::Leader || soft.leader.is_some())
+        let shared = self.shared();
+        let led = |group| {
+            shared
+                .soft(group)
+                .is_none_or(|soft| soft.role == Role::Leader || soft.leader.is_some())
+        };
+        led(GroupId::META) && self.table().is_ok_and(|table| table.shards().iter().all(|route| led(route.group)))
     }
 
     fn alarms(&self) -> Vec<Alarm> {
-        if self.shared.short_of_space() {
+        if self.shared().short_of_space() {
             vec![Alarm::NoSpace]
         } else {
             Vec::new()

@@ -153,7 +153,7 @@ async fn judge(hello: &Hello, shared: &Shared, joiner: &impl Adopt) -> HelloRepl
 /// Whether this member leads and the other is in no configuration: then it was removed, and nobody else will tell it.
 pub(crate) fn gone(shared: &Shared, peer: MemberId) -> bool {
     shared
-        .soft(GroupId::FIRST_SHARD)
+        .soft(GroupId::META)
         .is_some_and(|soft| soft.role == Role::Leader && soft.config.index > Index::ZERO && !soft.config.contains(peer))
 }
 

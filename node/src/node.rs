@@ -6,33 +6,42 @@ use crate::clients::{self, ARRIVALS_MAX};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::identity::{Identity, IdentityError, draw};
-use crate::keyspace::DefaultKeyspace;
+use crate::atlas::Atlas;
+use crate::conductor::Conductor;
+use crate::desk::Desk;
+use crate::keyspace::{Ground, RoutedKeyspace};
+use crate::lifecycle::Lifecycle;
 use crate::listener;
+use crate::local::Local;
+use crate::reach::Reach;
+use crate::sequencers::Sequencers;
+use crate::stamps::Stamps;
 use crate::members::MemberInfo;
 use crate::peers::Peers;
 use crate::ready;
-use crate::recover::{RecoverError, judge};
-use crate::shared::{Inboxes, Shared, Store};
+use crate::recover::RecoverError;
+use crate::shared::{Inboxes, Shared};
 use crate::snapshot::Outgoing;
 use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
 use crate::threads::AbortOnPanic;
-use crate::threads::host::Job;
 use crate::threads::machine::Machine;
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
-use crate::threads::{apply, checkpoint, host, machine, wal};
+use crate::threads::{apply, checkpoint, host, wal};
+use crate::volume::{FoundGroup, Volume};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
 use althing_api::{Directory, Door, DoorKeeper};
 use althing_raft::ids::GroupId;
-use althing_raft::io::{Config as CoreConfig, Role, Start};
+use althing_raft::io::{Role, Start};
 use althing_shard::envelope::BootNonce;
+use althing_shard::map::KeyspaceId;
 use althing_shard::policy::CutPolicy;
-use althing_shard::{Event, GroupStart, Host, HostConfig};
-use althing_store::{Mvcc, SledStore, StoreError};
-use althing_store::{Opened, SledOptions};
-use althing_wal::{GroupWrite, StdDisk, Wal, WalError};
+use althing_shard::{Event, Host, HostConfig};
+use althing_store::StoreError;
+use althing_wal::{GroupWrite, WalError};
+use std::collections::BTreeMap;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::atomic::Ordering;
@@ -41,21 +50,8 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::sync::{Mutex, oneshot, watch};
-use tokio::task::AbortHandle;
+use tokio::task::{AbortHandle, JoinSet};
 
-/// The only data group of this version.
-const GROUP: GroupId = GroupId::FIRST_SHARD;
-/// Bytes of entries in one append: a follower writes it in a few milliseconds.
-const APPEND_BYTES_MAX: usize = 1 << 20;
-/// Appends under way per follower: covers a round trip of 100 ms at a thousand small appends a second with some to spare.
-const INFLIGHT_APPENDS_MAX: usize = 128;
-/// Bytes of entries under way per follower: a round trip of 100 ms at 160 MB/s, more than a WAL writes; and what a leader's
-/// socket buffers and queues may hold for one slow follower.
-const INFLIGHT_BYTES_MAX: usize = 16 << 20;
-/// Heartbeats that a responder may miss before writes stop waiting for it: below any election timeout, above a hiccup.
-const DEMOTE_HEARTBEATS: u32 = 4;
-/// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
-const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 /// How long a leader waits for its successor when it goes down.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long requests under way may take when the node goes down.
@@ -99,6 +95,12 @@ pub enum NodeError {
     /// It belongs to another one.
     #[error("this node belongs to cluster {0:016x}")]
     OtherCluster(u64),
+    /// A group that is to be born here was here before.
+    #[error("group {0} was here before, so it may live on elsewhere; open a replica of it instead")]
+    BornBefore(GroupId),
+    /// A replica is not what it was when somebody decided about it.
+    #[error("the replica of group {0} is not as it was; look again")]
+    Changed(GroupId),
     /// It is going down.
     #[error("the node is going down")]
     Stopped,
@@ -107,13 +109,14 @@ pub enum NodeError {
 /// Brings a node into a cluster, once.
 pub struct Joiner {
     shared: Arc<Shared>,
+    lifecycle: Arc<Lifecycle>,
     state: Mutex<JoinState>,
 }
 
 struct JoinState {
     identity: Identity,
-    /// What the log holds although no cluster is known: an interrupted bootstrap.
-    half_born: Option<Start>,
+    /// What the volume holds although no cluster is known: an interrupted bootstrap.
+    half_born: BTreeMap<GroupId, FoundGroup>,
 }
 
 impl Joiner {
@@ -126,10 +129,11 @@ impl Joiner {
         if let Some(present) = state.identity.cluster() {
             return Ok(present);
         }
-        if state.half_born.is_some() {
+        if !state.half_born.is_empty() {
             return Err(NodeError::HalfBorn);
         }
-        self.join(&mut state, cluster, Start::default())?;
+        self.join(&mut state, cluster)?;
+        self.lifecycle.open(GroupId::META).await?;
         tracing::info!(cluster = format!("{cluster:016x}"), "joins the cluster that called");
         Ok(cluster)
     }
@@ -145,60 +149,43 @@ impl Joiner {
             Some(present) => return Err(NodeError::OtherCluster(present)),
             None => {}
         }
-        let start = match state.half_born.clone() {
-            Some(start) => start,
-            None => {
-                // The log first: a volume with a cluster and an empty log is a learner's, and must never be born again.
-                let start = Start::birth(self.shared.me, self.shared.info.encode());
-                let write = GroupWrite {
-                    group: GROUP,
-                    hard_state: Some(start.hard_state),
-                    reset_to: None,
-                    entries: start.entries.clone(),
-                };
-                let (done, written) = oneshot::channel();
-                self.shared.wal.push(WalJob::WriteFor {
-                    writes: vec![write],
-                    done,
-                });
-                written.await.map_err(|_| NodeError::Stopped)?;
-                state.half_born = Some(start.clone());
-                start
+        if state.half_born.is_empty() {
+            // The log first: a volume with a cluster and an empty log is a learner's, and must never be born again.
+            let start = Start::birth(self.shared.me, self.shared.info.encode());
+            let births = [GroupId::META, GroupId::FIRST_SHARD];
+            let (done, written) = oneshot::channel();
+            self.shared.wal.push(WalJob::WriteFor {
+                writes: births.map(|group| birth_write(group, &start)).into(),
+                done,
+            });
+            written.await.map_err(|_| NodeError::Stopped)?;
+            for group in births {
+                let store = self.lifecycle.fresh(group)?;
+                let start = start.clone();
+                state.half_born.insert(group, FoundGroup { store, start });
             }
-        };
-        self.join(&mut state, cluster, start)?;
-        state.half_born = None;
+        }
+        self.join(&mut state, cluster)?;
+        for (group, found) in std::mem::take(&mut state.half_born) {
+            self.lifecycle.resume(group, found.store, found.start)?;
+        }
         tracing::info!(cluster = format!("{cluster:016x}"), "bootstrapped a new cluster");
         Ok(())
     }
 
-    fn join(&self, state: &mut JoinState, cluster: u64, start: Start) -> Result<(), NodeError> {
-        let seed = draw()?;
+    fn join(&self, state: &mut JoinState, cluster: u64) -> Result<(), NodeError> {
         tokio::task::block_in_place(|| state.identity.join(cluster))?;
         self.shared.set_cluster(cluster);
-        start_group(&self.shared, start, seed);
         Ok(())
     }
 }
 
-fn start_group(shared: &Shared, start: Start, seed: u64) {
-    let config = CoreConfig {
-        group: GROUP,
-        id: shared.me,
-        election_timeout: shared.config.election_timeout,
-        heartbeat_interval: shared.config.heartbeat_interval,
-        seed,
-        append_bytes_max: APPEND_BYTES_MAX,
-        inflight_appends_max: INFLIGHT_APPENDS_MAX,
-        inflight_bytes_max: INFLIGHT_BYTES_MAX,
-        uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
-        drift_ppm: shared.config.clock_drift_ppm,
-        demote_after: shared.config.heartbeat_interval * DEMOTE_HEARTBEATS,
-        footprint: althing_shard::envelope::footprint,
-    };
-    shared.host.push(Job::Start(Box::new(GroupStart { config, start })));
-    if let Some(store) = shared.groups.get(GROUP) {
-        shared.host.push(Job::Event(machine::members_event(GROUP, &store)));
+fn birth_write(group: GroupId, start: &Start) -> GroupWrite {
+    GroupWrite {
+        group,
+        hard_state: Some(start.hard_state),
+        reset_to: None,
+        entries: start.entries.clone(),
     }
 }
 
@@ -207,6 +194,8 @@ pub struct Node {
     shared: Arc<Shared>,
     peers: Arc<Peers>,
     calls: Arc<Calls>,
+    /// Kept for as long as calls are answered.
+    _desk: Arc<Desk>,
     health: HealthSwitch,
     client_addr: SocketAddr,
     admin_addr: SocketAddr,
@@ -250,7 +239,7 @@ impl Node {
 
         let identity = tokio::task::block_in_place(|| Identity::open(&config.data_dir, &config.name))?;
         let volume = tokio::task::block_in_place(|| Volume::open_with_room(&config))?;
-        let (boot, seed) = (draw()?, draw()?);
+        let boot = draw()?;
         let me = identity.member();
         let net = Net::start(threads_wanted()).map_err(NodeError::Thread)?;
         let waiters = Waiters::new(net.handles().count());
@@ -268,23 +257,43 @@ impl Node {
             .metrics
             .wal_bytes
             .set(i64::try_from(volume.wal.stats().bytes).unwrap_or(i64::MAX));
-        shared.groups.insert(GROUP, Arc::clone(&volume.store));
         tracing::info!(
             member = %me, name = shared.config.name, version = env!("CARGO_PKG_VERSION"),
             clients = %client_addr, peers = %peer_addr, admin = %admin_addr,
-            applied = %volume.store.applied().position.index, "the volume is open"
+            shards = volume.groups.len(), "the volume is open"
         );
+        let lifecycle = Arc::new(Lifecycle::new(Arc::clone(&shared), volume.engine, volume.retired));
 
         let (kick, kicks) = mpsc::sync_channel(1);
         let runtime = tokio::runtime::Handle::current();
         let peers = Arc::new(Peers::new(Arc::clone(&shared), net.first().clone()));
         let calls = Arc::new(Calls::new(Arc::clone(&shared), Arc::clone(&peers), net.first().clone()));
+        let local = Local::new(Arc::clone(&shared));
+        let atlas = Arc::new(Atlas::new(local.clone()));
+        let reach = Arc::new(Reach::new(Arc::clone(&shared), Arc::clone(&calls)));
+        let sequencers = Arc::new(Sequencers::new(Arc::clone(&shared), local.clone()));
+        let stamps = Stamps::new(
+            Arc::clone(&shared),
+            Arc::clone(&atlas),
+            Arc::clone(&reach),
+            net.first().clone(),
+        );
+        let desk = Arc::new(Desk::new(
+            Arc::clone(&shared),
+            local.clone(),
+            Arc::clone(&lifecycle),
+            sequencers,
+            runtime.clone(),
+        ));
+        calls.answer_by(&desk);
+        let conductor = Arc::new(Conductor::new(Arc::clone(&shared), local.clone(), Arc::clone(&calls)));
         let snapshots = Outgoing::new(Arc::clone(&shared), Arc::clone(&peers), runtime);
         let host = Host::new(HostConfig {
             me,
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
             cut: CutPolicy::PRODUCTION,
+            needs_stamp: althing_store::codec::needs_stamp,
         });
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),
@@ -300,6 +309,8 @@ impl Node {
             Arc::clone(&peers),
             snapshots,
             Arc::clone(&machine),
+            Arc::clone(&lifecycle),
+            stamps,
         ));
         let wal_thread = {
             let writer = wal::Writer {
@@ -320,28 +331,40 @@ impl Node {
         };
         let apply_thread = thread("apply", move || applier.run())?;
         let checkpoint_thread = {
-            let (groups, host) = (Arc::clone(&shared.groups), Arc::clone(&shared.host));
-            let room = shared.room.clone();
-            thread("checkpoint", move || checkpoint::run(&kicks, &groups, &host, &room))?
+            let shared = Arc::clone(&shared);
+            thread("checkpoint", move || checkpoint::run(&kicks, &shared))?
         };
 
-        let mut half_born = None;
+        let mut half_born = BTreeMap::new();
         match identity.cluster() {
             Some(cluster) => {
                 shared.set_cluster(cluster);
+                for (group, found) in volume.groups {
+                    lifecycle.resume(group, found.store, found.start)?;
+                }
                 // Without a log: adopted, and the crash came before the first entry.
-                start_group(&shared, volume.start.unwrap_or_default(), seed);
+                lifecycle.open(GroupId::META).await?;
             }
-            None => half_born = volume.start,
+            None => half_born = volume.groups,
         }
         let joiner = Arc::new(Joiner {
             shared: Arc::clone(&shared),
+            lifecycle: Arc::clone(&lifecycle),
             state: Mutex::new(JoinState { identity, half_born }),
         });
 
-        let keyspace = Arc::new(DefaultKeyspace::new(Arc::clone(&shared), tracer.clone()));
+        let keyspace = Arc::new(RoutedKeyspace::new(
+            KeyspaceId::DEFAULT,
+            Arc::new(Ground {
+                shared: Arc::clone(&shared),
+                local: local.clone(),
+                atlas: Arc::clone(&atlas),
+                reach,
+                tracer: tracer.clone(),
+            }),
+        ));
         let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
-        let api: Arc<DefaultKeyspace> = Arc::clone(&keyspace);
+        let api = Arc::clone(&keyspace);
         let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
         let (door, open) = Door::by_name(Directory::new(server));
         let (drain, drained) = watch::channel(false);
@@ -367,13 +390,21 @@ impl Node {
             ))
             .abort_handle(),
             tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
-            tokio::spawn(ready::run(Arc::clone(&shared), keyspace, health.clone())).abort_handle(),
+            tokio::spawn(ready::run(
+                Arc::clone(&shared),
+                Arc::clone(&atlas),
+                keyspace,
+                health.clone(),
+            ))
+            .abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
+            tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
         ];
         Ok(Self {
             shared,
             peers,
             calls,
+            _desk: desk,
             health,
             client_addr,
             admin_addr,
@@ -451,104 +482,29 @@ impl Node {
         tracing::info!("stopped");
     }
 
+    /// Every group that this member leads gets another leader, all at the same time.
     async fn hand_over(&self) {
-        let leads = self
-            .shared
-            .soft(GROUP)
-            .is_some_and(|soft| soft.role == Role::Leader && soft.config.voters.len() > 1);
-        if !leads {
-            return;
-        }
         let deadline = self.shared.clock.now().after(HANDOVER_TIMEOUT);
-        match self
-            .shared
-            .ask_host(|request| Event::Transfer {
-                request,
-                group: GROUP,
-                to: None,
-                deadline,
-            })
-            .await
-        {
-            Ok(done) => tracing::info!(?done, "handed leadership over"),
-            Err(error) => tracing::warn!(%error, "cannot hand leadership over; the others will elect"),
-        }
-    }
-}
-
-/// What a volume holds.
-struct Volume {
-    wal: Wal,
-    store: Arc<Store>,
-    /// What the group starts from; none if nothing was ever written.
-    start: Option<Start>,
-}
-
-impl Volume {
-    /// Opens it; on a full disk, as soon as there is room: ending would only make somebody start the process again and again.
-    fn open_with_room(config: &Config) -> Result<Self, NodeError> {
-        loop {
-            let error = match Self::open(config) {
-                Err(NodeError::Store(error)) if error.is_no_space() => error.to_string(),
-                Err(NodeError::Wal(error)) if error.is_no_space() => error.to_string(),
-                other => return other,
-            };
-            let ballast = Ballast::new(&config.data_dir, config.volume_reserve_bytes);
-            if ballast.give_up().unwrap_or(false) {
-                tracing::warn!(error, "the volume is full; what was kept for a start on it is given up");
+        let mut handing = JoinSet::new();
+        for (group, soft) in self.shared.softs() {
+            if soft.role != Role::Leader || soft.config.voters.len() < 2 {
                 continue;
             }
-            tracing::error!(error, "the volume is full, and the node starts when there is room");
-            std::thread::sleep(VOLUME_INTERVAL);
+            let shared = Arc::clone(&self.shared);
+            handing.spawn(async move {
+                let asked = shared.ask_host(|request| Event::Transfer {
+                    request,
+                    group,
+                    to: None,
+                    deadline,
+                });
+                match asked.await {
+                    Ok(done) => tracing::info!(%group, ?done, "handed leadership over"),
+                    Err(error) => tracing::warn!(%group, %error, "cannot hand leadership over; the others will elect"),
+                }
+            });
         }
-    }
-
-    fn open(config: &Config) -> Result<Self, NodeError> {
-        let options = althing_wal::Options {
-            segment_bytes: config.wal_segment_bytes,
-        };
-        let (mut wal, mut recovered) = Wal::open(Arc::new(StdDisk), &config.data_dir.join("wal"), options)?;
-        if let Some(tail) = &recovered.truncated_tail {
-            tracing::warn!(
-                ?tail,
-                "cut off what a crash left half written; nothing of it was acknowledged"
-            );
-        }
-        let store = Arc::new(open_store(config)?);
-        let found = judge(GROUP, recovered.groups.remove(&GROUP), store.applied())?;
-        if let Some(repair) = found.as_ref().and_then(|found| found.repair.as_ref()) {
-            wal.append(std::slice::from_ref(repair))?;
-            wal.sync()?;
-        }
-        Ok(Self {
-            wal,
-            store,
-            start: found.map(|found| found.start),
-        })
-    }
-}
-
-/// Opens the state, or an empty one in place of a damaged one: the log rebuilds it.
-fn open_store(config: &Config) -> Result<Store, NodeError> {
-    let dir = config.data_dir.join("state");
-    let options = SledOptions {
-        cache_bytes: config.store_cache_bytes,
-    };
-    let open = || {
-        let (engine, opened) = SledStore::open(&dir, options)?;
-        if let Opened::Quarantined { path, reason } = &opened {
-            tracing::error!(to = %path.display(), reason, "the state was damaged; it is rebuilt from the log");
-        }
-        Mvcc::open(engine, GROUP)
-    };
-    match open() {
-        Ok(store) => Ok(store),
-        Err(error) if error.is_damage() => {
-            let to = SledStore::quarantine(&dir)?;
-            tracing::error!(%error, to = %to.display(), "the state contradicts itself; it is rebuilt from the log");
-            Ok(open()?)
-        }
-        Err(error) => Err(error.into()),
+        while handing.join_next().await.is_some() {}
     }
 }
 

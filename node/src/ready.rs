@@ -1,6 +1,7 @@
 //! Whether this member serves linearizable requests, found out by doing one.
 
-use crate::keyspace::DefaultKeyspace;
+use crate::atlas::{Atlas, Chart};
+use crate::keyspace::RoutedKeyspace;
 use crate::shared::Shared;
 use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
@@ -46,8 +47,8 @@ fn obstacle(shared: &Shared) -> Option<String> {
     if shared.cluster().is_none() {
         return Some("not in a cluster yet: waits for a bootstrap, or for a leader that adds this member".to_owned());
     }
-    let Some(soft) = shared.soft(GroupId::FIRST_SHARD) else {
-        return Some("shard 1 is being started".to_owned());
+    let Some(soft) = shared.soft(GroupId::META) else {
+        return Some("group 0 is being started".to_owned());
     };
     let removed = soft.config.index.0 > 0 && !soft.config.contains(shared.me);
     if removed || shared.removed.load(Ordering::Acquire) {
@@ -62,6 +63,24 @@ fn obstacle(shared: &Shared) -> Option<String> {
     None
 }
 
+/// What of the shard map stands against it: this member serves what it is listed for.
+fn unserved(shared: &Shared, chart: &Chart) -> Option<String> {
+    if chart.state.version == 0 {
+        return Some("waits for the first shard map, which the leader of group 0 makes".to_owned());
+    }
+    for group in chart.groups_on(shared.me) {
+        match shared.soft(group) {
+            None => return Some(format!("waits for a replica of shard {group}")),
+            Some(soft) if !soft.config.voters.contains(&shared.me) => {
+                return Some(format!("waits for its vote in shard {group}"));
+            }
+            Some(soft) if soft.leader.is_none() => return Some(format!("shard {group} has no leader")),
+            Some(_) => {}
+        }
+    }
+    None
+}
+
 /// The first answer, before anybody can ask.
 pub fn start(shared: &Shared) {
     if let Some(reason) = obstacle(shared) {
@@ -69,37 +88,43 @@ pub fn start(shared: &Shared) {
     }
 }
 
-/// A new cluster's leader asks for the way to answer reads that its settings name. Once somebody has asked for any way, settings
-/// say nothing more.
-async fn wish_reads(shared: &Shared) {
-    let group = GroupId::FIRST_SHARD;
-    let leads = shared.soft(group).is_some_and(|soft| soft.role == Role::Leader);
-    if !leads || shared.config.reads.mode == ReadMode::ReadIndex {
+/// Who leads a new shard asks for the way to answer reads that its settings name. Once somebody has asked for any way, or the
+/// keyspace has one, settings say nothing more.
+async fn wish_reads(shared: &Shared, chart: &Chart) {
+    if shared.config.reads.mode == ReadMode::ReadIndex {
         return;
     }
     let views = shared.views().await;
-    let unset = views
-        .iter()
-        .any(|(id, view)| *id == group && view.raft.lease.reads.index.0 == 0);
-    if unset {
+    let unset = views.iter().filter(|(group, view)| {
+        let keyspace = chart
+            .state
+            .shards
+            .get(group)
+            .filter(|shard| !shard.sequencer)
+            .and_then(|shard| chart.state.keyspaces.get(&shard.keyspace));
+        let leads = view.raft.soft.role == Role::Leader;
+        leads && view.raft.lease.reads.index.0 == 0 && keyspace.is_some_and(|keyspace| keyspace.reads.is_none())
+    });
+    for (group, _) in unset {
         let (spec, deadline) = (shared.config.reads.clone(), shared.clock.now().after(PROBE_TIMEOUT));
         let asked = shared.ask_host(|request| Event::SetReads {
             request,
-            group,
+            group: *group,
             spec,
             deadline,
         });
         if let Err(error) = asked.await {
-            tracing::warn!(%error, "the wanted way to answer reads is not set yet");
+            tracing::warn!(%group, %error, "the wanted way to answer reads is not set yet");
         }
     }
 }
 
 /// Looks until the task is aborted.
-pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: HealthSwitch) {
+pub async fn run(shared: Arc<Shared>, atlas: Arc<Atlas>, keyspace: Arc<RoutedKeyspace>, health: HealthSwitch) {
     let mut failures = 0;
     loop {
-        let readiness = match obstacle(&shared) {
+        let chart = atlas.chart();
+        let readiness = match obstacle(&shared).or_else(|| unserved(&shared, &chart)) {
             Some(reason) => Readiness { ready: false, reason },
             None => {
                 let deadline = shared.clock.now().after(PROBE_TIMEOUT);
@@ -107,7 +132,7 @@ pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: He
                 match shared
                     .ask_host(|request| Event::Read {
                         request,
-                        group: GroupId::FIRST_SHARD,
+                        group: GroupId::META,
                         footprint: Footprint::All,
                         deadline,
                     })
@@ -115,7 +140,7 @@ pub async fn run(shared: Arc<Shared>, keyspace: Arc<DefaultKeyspace>, health: He
                 {
                     Ok(_) => {
                         failures = 0;
-                        wish_reads(&shared).await;
+                        wish_reads(&shared, &chart).await;
                         Readiness {
                             ready: true,
                             reason: String::new(),

@@ -1,9 +1,13 @@
 //! What a boot found on the disk, and what may be started from it. Pure.
 
+use crate::lifecycle::first_write;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::GroupId;
+use althing_raft::ids::{GroupId, Index, LogPosition, Term};
 use althing_raft::io::Start;
 use althing_wal::{GroupWrite, RecoveredGroup};
+
+/// Where a group stands that begins with a state (see `Start::after`).
+pub const SHARD_BIRTH: LogPosition = LogPosition { term: Term(1), index: Index(1) };
 
 /// What a group can start from: a log and a state that fit together.
 #[derive(Clone, Debug)]
@@ -56,6 +60,11 @@ pub fn judge(
     let Some(mut log) = log else {
         return if at.index.0 == 0 {
             Ok(None)
+        } else if at == SHARD_BIRTH {
+            // Its state is written before its log begins, and the crash came in between: it has promised nothing to anybody.
+            let start = Start::after(applied);
+            let repair = Some(first_write(group, &start));
+            Ok(Some(Found { start, repair }))
         } else {
             Err(RecoverError::LogLost {
                 group,

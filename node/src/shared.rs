@@ -11,7 +11,7 @@ use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
 use crate::threads::wal::WalJob;
 use crate::waiters::{Answer, Reader, Waiters};
-use althing_raft::ids::{GroupId, MemberId, Now};
+use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{RequestId, Role, Soft};
 use althing_raft::roster::Footprint;
 use althing_shard::host::{GroupView, REQUESTS_MAX};
@@ -23,8 +23,6 @@ use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// The only group that is read.
-const GROUP: GroupId = GroupId::FIRST_SHARD;
 /// Longest time that a request may take, beside two elections: etcd's default.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(5);
 /// Readers of one turn that ask the host one by one: some clients that read now and then.
@@ -61,6 +59,11 @@ impl Groups {
             .cloned()
     }
 
+    /// Removes one.
+    pub fn remove(&self, group: GroupId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
     /// All.
     #[must_use]
     pub fn all(&self) -> Vec<(GroupId, Arc<Store>)> {
@@ -92,7 +95,7 @@ pub struct Shared {
     /// Clients that wait.
     pub waiters: Arc<Waiters>,
     /// Readers that the host has not taken yet: all that come before its next turn share one request.
-    reads: Mutex<Vec<(Reader, Footprint)>>,
+    reads: Mutex<Vec<(GroupId, Reader, Footprint)>>,
     /// Readers that wait, taken or not.
     readers: AtomicUsize,
     /// The host's inbox.
@@ -105,6 +108,8 @@ pub struct Shared {
     pub groups: Arc<Groups>,
     /// Role, leader, term, configuration of each group, as last said by the host.
     soft: RwLock<BTreeMap<GroupId, Soft>>,
+    /// What the state of each group holds durably, as far as this process made it so.
+    durable: RwLock<BTreeMap<GroupId, LogPosition>>,
     /// Where space is measured.
     pub room: Room,
     /// When it was last asked whether commands can be taken, in microseconds, times two; plus one if they could not.
@@ -184,6 +189,7 @@ impl Shared {
             apply: inboxes.apply,
             groups: Arc::default(),
             soft: RwLock::default(),
+            durable: RwLock::default(),
             room,
             crowded: AtomicU64::new(0),
             volume: RwLock::default(),
@@ -215,6 +221,25 @@ impl Shared {
             .cloned()
     }
 
+    /// Groups that have a replica here, with what the host last said of each.
+    #[must_use]
+    pub fn softs(&self) -> BTreeMap<GroupId, Soft> {
+        self.soft.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether this member has a vote in a group, and so everything that it takes to answer for it.
+    #[must_use]
+    pub fn is_voter(&self, group: GroupId) -> bool {
+        let soft = self.soft.read().unwrap_or_else(PoisonError::into_inner);
+        soft.get(&group).is_some_and(|soft| soft.config.voters.contains(&self.me))
+    }
+
+    /// Forgets what the host said of a group that left.
+    pub(crate) fn forget_soft(&self, group: GroupId) {
+        self.soft.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        self.durable.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+    }
+
     /// The group's term, as the host last said it; 0 before it said anything.
     #[must_use]
     pub fn term(&self, group: GroupId) -> u64 {
@@ -228,6 +253,22 @@ impl Shared {
             .write()
             .unwrap_or_else(PoisonError::into_inner)
             .insert(group, soft)
+    }
+
+    /// Up to where a group's state is durable.
+    #[must_use]
+    pub fn durable(&self, group: GroupId) -> LogPosition {
+        let durable = self.durable.read().unwrap_or_else(PoisonError::into_inner);
+        durable.get(&group).copied().unwrap_or_default()
+    }
+
+    /// Says so.
+    pub fn set_durable(&self, group: GroupId, position: LogPosition) {
+        let mut durable = self.durable.write().unwrap_or_else(PoisonError::into_inner);
+        let known = durable.entry(group).or_default();
+        if position.index > known.index {
+            *known = position;
+        }
     }
 
     /// How many groups there are, and how they are.
@@ -305,11 +346,11 @@ impl Shared {
             .after(REQUEST_TIMEOUT + self.config.election_timeout * 2)
     }
 
-    /// Waits until the state machine has everything of these keys that was committed when this was called.
+    /// Waits until the group's state machine has everything of these keys that was committed when this was called.
     ///
     /// # Errors
     /// If too many wait, the node goes down, or the host refuses.
-    pub async fn catch_up(&self, footprint: Footprint) -> Result<(), Failed> {
+    pub async fn catch_up(&self, group: GroupId, footprint: Footprint) -> Result<(), Failed> {
         /// Counts a reader for as long as it waits, also if its client goes away.
         struct Waiting<'a>(&'a AtomicUsize);
         impl Drop for Waiting<'_> {
@@ -328,7 +369,7 @@ impl Shared {
         let (reader, answer) = Reader::new();
         let first = {
             let mut reads = self.reads.lock().unwrap_or_else(PoisonError::into_inner);
-            reads.push((reader, footprint));
+            reads.push((group, reader, footprint));
             reads.len() == 1
         };
         if first {
@@ -340,25 +381,31 @@ impl Shared {
         }
     }
 
-    /// One request each for the readers so far while they are few, so that none waits for a write of another's keys; one for
+    /// One request each for a group's readers so far while they are few, so that none waits for a write of another's keys; one for
     /// many when they are many.
     pub(crate) fn take_reads(&self) -> Vec<Event> {
-        let readers = std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner));
-        let together = if readers.len() <= READERS_APART_MAX {
-            1
-        } else {
-            READERS_TOGETHER_MAX
-        };
-        let mut readers = readers.into_iter();
+        let all = std::mem::take(&mut *self.reads.lock().unwrap_or_else(PoisonError::into_inner));
+        let mut by_group: BTreeMap<GroupId, Vec<(Reader, Footprint)>> = BTreeMap::new();
+        for (group, reader, footprint) in all {
+            by_group.entry(group).or_default().push((reader, footprint));
+        }
         let mut events = Vec::new();
-        while readers.len() > 0 {
-            let (group, footprints): (Vec<_>, Vec<_>) = readers.by_ref().take(together).unzip();
-            events.push(Event::Read {
-                request: self.waiters.add_readers(group),
-                group: GROUP,
-                footprint: Footprint::union(footprints),
-                deadline: self.deadline(),
-            });
+        for (group, readers) in by_group {
+            let together = if readers.len() <= READERS_APART_MAX {
+                1
+            } else {
+                READERS_TOGETHER_MAX
+            };
+            let mut readers = readers.into_iter();
+            while readers.len() > 0 {
+                let (readers, footprints): (Vec<_>, Vec<_>) = readers.by_ref().take(together).unzip();
+                events.push(Event::Read {
+                    request: self.waiters.add_readers(readers),
+                    group,
+                    footprint: Footprint::union(footprints),
+                    deadline: self.deadline(),
+                });
+            }
         }
         events
     }

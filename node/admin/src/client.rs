@@ -1,7 +1,8 @@
 //! A small client: one method per path, typed errors, a timeout on everything.
 
 use crate::{
-    AddLearnerRequest, BootstrapRequest, ConfigGuard, MemberList, NodeStatus, Problem, ReadsRequest, ShardList,
+    AddLearnerRequest, BootstrapRequest, ConfigGuard, KeyspaceList, KeyspaceRequest, KeyspaceStatus, LabelsRequest,
+    LayoutMember, LayoutStatus, MemberList, NodeStatus, OperationStatus, Problem, ReadsRequest, ShardList,
     TransferLeaderRequest, paths,
 };
 use reqwest::{Method, RequestBuilder};
@@ -148,6 +149,76 @@ impl AdminClient {
             Some(request),
         )
         .await
+    }
+
+    /// The whole layout, as the node has applied it.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn layout(&self) -> Result<LayoutStatus, AdminError> {
+        self.get(paths::LAYOUT).await
+    }
+
+    /// The keyspaces and their shards.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn keyspaces(&self) -> Result<KeyspaceList, AdminError> {
+        self.get(paths::KEYSPACES).await
+    }
+
+    /// Makes or changes a keyspace; the meta group's leader only.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn put_keyspace(&self, name: &str, request: &KeyspaceRequest) -> Result<KeyspaceStatus, AdminError> {
+        self.send(Method::PUT, &paths::KEYSPACE.replace("{name}", name), Some(request))
+            .await
+    }
+
+    /// Ends a keyspace, with its data; the meta group's leader only, and never the default one.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn drop_keyspace(&self, name: &str) -> Result<KeyspaceStatus, AdminError> {
+        self.send::<(), _>(Method::DELETE, &paths::KEYSPACE.replace("{name}", name), None)
+            .await
+    }
+
+    /// Has a member emptied of replicas; the meta group's leader only.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn drain(&self, id: &str) -> Result<LayoutMember, AdminError> {
+        self.send::<(), _>(Method::POST, &paths::DRAIN.replace("{id}", id), None)
+            .await
+    }
+
+    /// Lets a member take replicas again; the meta group's leader only.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn undrain(&self, id: &str) -> Result<LayoutMember, AdminError> {
+        self.send::<(), _>(Method::DELETE, &paths::DRAIN.replace("{id}", id), None)
+            .await
+    }
+
+    /// Says where a member is; the meta group's leader only.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn set_labels(&self, id: &str, request: &LabelsRequest) -> Result<LayoutMember, AdminError> {
+        self.send(Method::PUT, &paths::LABELS.replace("{id}", id), Some(request))
+            .await
+    }
+
+    /// Gives an operation up; the meta group's leader only, and only while nothing of it is beyond return.
+    ///
+    /// # Errors
+    /// As of every call.
+    pub async fn cancel_operation(&self, id: u64) -> Result<OperationStatus, AdminError> {
+        self.send::<(), _>(Method::DELETE, &paths::OPERATION.replace("{id}", &id.to_string()), None)
+            .await
     }
 
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminError> {

@@ -6,6 +6,13 @@
 
 #[cfg(feature = "client")]
 pub mod client;
+mod layout;
+pub mod text;
+
+pub use layout::{
+    KeyspaceList, KeyspaceRequest, KeyspaceState, KeyspaceStatus, LabelsRequest, LayoutMember, LayoutStatus,
+    MAX_SHARDS, MemberState, OperationKind, OperationStatus, Partitioning, RevisionSource, ShardInfo, ShardKind,
+};
 
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -24,10 +31,22 @@ pub mod paths {
     pub const BOOTSTRAP: &str = "/v1/bootstrap";
     /// GET `MemberList`; POST `AddLearnerRequest`.
     pub const MEMBERS: &str = "/v1/members";
-    /// DELETE, with `expectedConfigIndex` as a query parameter.
+    /// DELETE, with `expectedConfigIndex` as a query parameter. Refused with `Conflict` while the member holds replicas.
     pub const MEMBER: &str = "/v1/members/{id}";
     /// POST `ConfigGuard`.
     pub const PROMOTE: &str = "/v1/members/{id}/promote";
+    /// POST and DELETE: `LayoutMember`. Whether the member is emptied of replicas.
+    pub const DRAIN: &str = "/v1/members/{id}/drain";
+    /// PUT `LabelsRequest`: `LayoutMember`.
+    pub const LABELS: &str = "/v1/members/{id}/labels";
+    /// GET `LayoutStatus`.
+    pub const LAYOUT: &str = "/v1/layout";
+    /// GET `KeyspaceList`.
+    pub const KEYSPACES: &str = "/v1/keyspaces";
+    /// PUT `KeyspaceRequest`, DELETE: `KeyspaceStatus`.
+    pub const KEYSPACE: &str = "/v1/keyspaces/{name}";
+    /// DELETE: the operation is given up, if nothing of it is beyond return; `OperationStatus`.
+    pub const OPERATION: &str = "/v1/operations/{id}";
     /// GET `ShardList`.
     pub const SHARDS: &str = "/v1/shards";
     /// POST `TransferLeaderRequest`.
@@ -111,6 +130,22 @@ pub struct ShardStatus {
     /// How linearizable reads are answered; absent from nodes that know of one way only.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reads: Option<ReadsStatus>,
+    /// What it is for; absent from nodes that have one group only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kind: Option<ShardKind>,
+    /// Name of its keyspace, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keyspace: Option<String>,
+    /// Bytes of its state.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// Keys that it holds.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<u64>,
+    /// Whether it sleeps for want of work. A sleeping leader's `progress` tells who was active when it fell asleep, kept
+    /// up by what the node hears from its peers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hibernating: Option<bool>,
 }
 
 /// How linearizable reads can be answered.
@@ -299,11 +334,12 @@ pub struct Problem {
 pub enum ProblemReason {
     /// Malformed (400).
     Invalid,
-    /// No such member or shard (404).
+    /// No such member, shard, keyspace or operation (404).
     NotFound,
     /// Ask the leader (421).
     NotLeader,
-    /// The configuration changed, or a change is under way: look again (409).
+    /// The configuration or the layout changed, or a change is under way: look again (409). Also what cannot be changed, and
+    /// a member that still holds replicas: the message says which.
     Conflict,
     /// The learner is not caught up yet (409): ask again later.
     LearnerBehind,

@@ -61,6 +61,10 @@ pub fn status_of(error: &KeyspaceError) -> Status {
             OpError::KeyNotFound => (Code::InvalidArgument, "etcdserver: key not found"),
             OpError::LeaseNotFound => (Code::NotFound, "etcdserver: requested lease not found"),
             OpError::NoSpace => (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded"),
+            // Whoever routes requests to shards tries these again. A client that meets one all the same may do so too: nothing was done.
+            OpError::WrongShard | OpError::Sealed | OpError::Locked { .. } | OpError::Unstamped | OpError::Stale => {
+                (Code::Unavailable, "etcdserver: the shard is moving, try again")
+            }
         },
         KeyspaceError::NoLeader => (Code::Unavailable, "etcdserver: no leader"),
         KeyspaceError::LeaderChanged => (Code::Unavailable, "etcdserver: leader changed"),

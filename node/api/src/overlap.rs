@@ -95,8 +95,11 @@ impl<'a> Changes<'a> {
             KeyRange::Single(key) => {
                 changes.points.insert(key);
             }
-            KeyRange::Between(start, end) => changes.remove_span(start, End::Before(end)),
-            KeyRange::From(start) => changes.remove_span(start, End::Never),
+            KeyRange::Between(start, end)
+            | KeyRange::Part {
+                start, end: Some(end), ..
+            } => changes.remove_span(start, End::Before(end)),
+            KeyRange::From(start) | KeyRange::Part { start, end: None, .. } => changes.remove_span(start, End::Never),
         }
         changes
     }

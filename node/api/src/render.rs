@@ -101,7 +101,7 @@ fn response_op(revision: Revision, result: OpResult) -> Option<pb::ResponseOp> {
             let header = pb::ResponseHeader::default();
             Response::ResponseTxn(txn(header, succeeded, results)?)
         }
-        OpResult::Compact => return None,
+        OpResult::Compact | OpResult::Shard(_) => return None,
     };
     Some(pb::ResponseOp {
         response: Some(response),

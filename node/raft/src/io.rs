@@ -53,6 +53,42 @@ pub struct Start {
 }
 
 impl Start {
+    /// Adds an entry, committed as the others are.
+    pub fn then(&mut self, payload: Payload) {
+        let last = self.entries.last().map_or(self.log_start, Entry::position);
+        let index = last.index.next();
+        self.entries.push(Entry {
+            term: last.term,
+            index,
+            payload,
+        });
+        self.hard_state.commit = index;
+    }
+
+    /// A group that begins with a state instead of entries: a shard that was cut off another one, or a new one. Every first voter
+    /// starts from the same.
+    #[must_use]
+    pub fn after(applied: SnapshotMeta) -> Self {
+        let position = applied.position;
+        Self {
+            hard_state: HardState {
+                term: position.term,
+                vote: None,
+                commit: position.index,
+                lease: LeaseState::default(),
+            },
+            applied,
+            log_start: position,
+            entries: Vec::new(),
+        }
+    }
+
+    /// Whether it knows no entry and no state: at most a term and a vote.
+    #[must_use]
+    pub fn is_blank(&self) -> bool {
+        self.entries.is_empty() && self.log_start == LogPosition::default() && self.applied.position == LogPosition::default()
+    }
+
     /// The birth of a group whose first and only voter is `member`. Its configuration is in the log, as every later one, so
     /// that a member which joins with an empty log learns all of it. The shell makes this durable before it starts the group.
     #[must_use]
@@ -97,6 +133,8 @@ pub enum Input {
     Message(Message),
     /// Replicate these commands. At a follower they are forwarded to the leader, once.
     Propose(Vec<(RequestId, Bytes)>),
+    /// Replicate these commands, which followers sent some time ago; only a leader takes them.
+    Forwarded(Vec<Bytes>),
     /// Change the configuration; only a leader takes it.
     ProposeConfig(RequestId, ConfigChange),
     /// Answer reads in another way; only a leader takes it.

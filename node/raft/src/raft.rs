@@ -215,6 +215,7 @@ impl Raft {
             Input::Tick => self.tick(),
             Input::Message(message) => self.receive(message),
             Input::Propose(commands) => self.propose(commands),
+            Input::Forwarded(commands) => self.on_forward(commands),
             Input::ProposeConfig(request, change) => self.propose_config(request, change),
             Input::ProposeReads(request, change) => self.propose_reads(request, change),
             Input::Read(reads) => self.read(reads),
@@ -276,6 +277,23 @@ impl Raft {
     #[must_use]
     pub fn entry(&self, index: Index) -> Option<&Entry> {
         self.log.get(index)
+    }
+
+    /// End of the log.
+    #[must_use]
+    pub fn last(&self) -> LogPosition {
+        self.log.last()
+    }
+
+    /// Term, vote and promises as of now, whether or not they are written yet.
+    #[must_use]
+    pub fn hard_state(&self) -> HardState {
+        HardState {
+            term: self.term,
+            vote: self.vote,
+            commit: self.commit,
+            lease: self.lease.state,
+        }
     }
 
     /// Where the log begins: everything up to here is compacted away.
@@ -495,12 +513,7 @@ impl Raft {
     }
 
     fn persist(&mut self) {
-        let hard_state = HardState {
-            term: self.term,
-            vote: self.vote,
-            commit: self.commit,
-            lease: self.lease.state,
-        };
+        let hard_state = self.hard_state();
         let leased = hard_state.lease != self.hard_state_written.lease;
         let voted = (hard_state.term, hard_state.vote) != (self.hard_state_written.term, self.hard_state_written.vote);
         let config_waits = self

@@ -48,6 +48,16 @@ impl AddressBook {
     /// A group applied a configuration: these are its members now. Who was in it before and is nowhere any more is forgotten.
     pub fn applied(&mut self, group: GroupId, table: BTreeMap<MemberId, Address>) {
         let before = self.tables.insert(group, table).unwrap_or_default();
+        self.forget_strangers(&before);
+    }
+
+    /// A group has left this node.
+    pub fn retired(&mut self, group: GroupId) {
+        let before = self.tables.remove(&group).unwrap_or_default();
+        self.forget_strangers(&before);
+    }
+
+    fn forget_strangers(&mut self, before: &BTreeMap<MemberId, Address>) {
         for member in before.keys() {
             if !self.tables.values().any(|table| table.contains_key(member)) {
                 self.seen.remove(member);

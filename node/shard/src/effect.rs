@@ -1,11 +1,12 @@
 //! What goes into a host and what comes out.
 
 use crate::book::Address;
-use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
+use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, HardState, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{RequestId, Soft};
 use althing_raft::message::Message;
 use althing_raft::roster::{Footprint, ReadSpec, ReadsState, SpecError};
+use althing_store::ops::Revision;
 use althing_wal::GroupWrite;
 use bytes::Bytes;
 use std::collections::BTreeMap;
@@ -13,6 +14,10 @@ use std::collections::BTreeMap;
 /// Numbers the writes of a host, from 1, without gaps. Said back when durable; a later one covers all earlier ones.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
 pub struct WriteToken(pub u64);
+
+/// Numbers the questions of a host to sequencers, from 1: one is never used twice within a boot.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default)]
+pub struct Ticket(pub u64);
 
 /// What can happen to a node. Request ids are the shell's, unique within a boot.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -75,6 +80,41 @@ pub enum Event {
         to: Option<MemberId>,
         /// When the asker stops waiting.
         deadline: Now,
+    },
+    /// Somebody wants to know when everything is settled here that a sequencer gave out before. Only a leader says so.
+    Resolve {
+        /// Answered under this name, by [`Done::Read`].
+        request: RequestId,
+        /// The group.
+        group: GroupId,
+        /// When the asker stops waiting.
+        deadline: Now,
+    },
+    /// Whether commands of a group get their revisions from a sequencer: as its state machine says, at boot and whenever it
+    /// applies a change of it.
+    Sequenced {
+        /// The group.
+        group: GroupId,
+        /// Whether.
+        on: bool,
+    },
+    /// The answer to [`Effect::Stamp`], exactly one for each.
+    Stamped {
+        /// The group.
+        group: GroupId,
+        /// As asked.
+        ticket: Ticket,
+        /// The first of as many revisions as were asked for, without gaps, all above whatever the sequencer had given out before it
+        /// was asked. `None`: it could not be asked, or did not answer; what it may have given out is never used.
+        first: Option<Revision>,
+    },
+    /// A group has left this node: its requests are refused, and [`Effect::Retired`] says what must never be forgotten of it.
+    /// The shell starts a group of this id again only when all effects of the former life are done with.
+    Retire {
+        /// The group.
+        group: GroupId,
+        /// Only if its log ends here; otherwise it stays, and [`Effect::Kept`] says so.
+        ends_at: Option<LogPosition>,
     },
     /// A peer sent messages.
     Messages(Vec<Message>),
@@ -201,6 +241,29 @@ pub enum Effect {
         /// Which one.
         meta: SnapshotMeta,
     },
+    /// Ask the group's sequencer for revisions, then say [`Event::Stamped`]. Several may be under way.
+    Stamp {
+        /// The group.
+        group: GroupId,
+        /// Say it back.
+        ticket: Ticket,
+        /// So many.
+        count: u32,
+    },
+    /// A group is gone from this host. After all writes so far, its log is to be reset to the beginning with this hard state
+    /// (`GroupWrite { hard_state, reset_to: Some(LogPosition::default()), .. }`), durably before a group of this id is started again with
+    /// it: a member that comes back must neither vote twice in a term nor forget what it promised.
+    Retired {
+        /// The group.
+        group: GroupId,
+        /// Term, vote and promises; nothing of the log.
+        hard_state: HardState,
+    },
+    /// A group that was to leave has gone on since, and stays.
+    Kept {
+        /// The group.
+        group: GroupId,
+    },
     /// Everybody else, with addresses: connect to these and to no others.
     Peers(BTreeMap<MemberId, Address>),
     /// Role, leader, term or configuration changed.
@@ -243,6 +306,8 @@ pub enum Work {
     Command {
         /// Without its envelope.
         command: Bytes,
+        /// The revision that it takes, if a sequencer gave it one.
+        stamp: Option<Revision>,
         /// Who waits for the result at this member.
         waiter: Option<RequestId>,
     },
@@ -303,6 +368,9 @@ pub enum Refusal {
     /// No answer in time; it may have taken effect.
     #[error("no answer in time; the request may or may not have taken effect")]
     Timeout,
+    /// No revision came in time; nothing was proposed.
+    #[error("the sequencer of this keyspace did not answer in time")]
+    NoStamp,
     /// A queue is full.
     #[error("too many requests are under way")]
     TooManyRequests,

@@ -13,6 +13,7 @@
 //! members live.
 
 pub mod book;
+pub mod conductor;
 pub mod effect;
 pub mod envelope;
 mod fields;
@@ -20,10 +21,13 @@ pub mod frame;
 pub mod host;
 mod lease_frame;
 mod message_frame;
+pub mod map;
+pub mod meta;
 mod pending;
+pub mod placement;
 pub mod policy;
 
-pub use effect::{Done, Effect, Event, Item, Refusal, Work, WriteToken};
+pub use effect::{Done, Effect, Event, Item, Refusal, Ticket, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};
 
 /// What can go wrong in a host. All of it is fatal: the shell says it and ends the process, because going on could

@@ -9,6 +9,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) enum Stage {
     /// A proposal that has not left the host: certainly without effect.
     Held,
+    /// A proposal that waits for its revision at this leader: certainly without effect.
+    Stamping,
     /// A proposal or change that this leader has; somebody else's rise ends it.
     Sent(MemberId),
     /// Committed; the state machine will answer.
@@ -17,6 +19,8 @@ pub(crate) enum Stage {
     Read,
     /// A transfer.
     Transfer,
+    /// Somebody waits until everything is settled that was stamped before.
+    Resolve,
 }
 
 /// One request.
@@ -65,10 +69,8 @@ impl Requests {
         true
     }
 
-    pub(crate) fn is_read(&self, request: RequestId) -> bool {
-        self.all
-            .get(&request)
-            .is_some_and(|pending| pending.stage == Stage::Read)
+    pub(crate) fn is(&self, request: RequestId, stage: Stage) -> bool {
+        self.all.get(&request).is_some_and(|pending| pending.stage == stage)
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -75,7 +75,7 @@ pub(super) async fn set(
     Path(id): Path<String>,
     Json(request): Json<ReadsRequest>,
 ) -> Result<Json<ShardList>, Refuse> {
-    let group = parse_group(&id)?;
+    let group = parse_group(&context.shared, &id)?;
     let responders = match request.ranges {
         None => Responders::All,
         Some(ranges) if ranges.len() > roster::RANGES_MAX => {

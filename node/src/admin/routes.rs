@@ -19,8 +19,8 @@ use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
 
-/// The only data group of this version.
-const GROUP: GroupId = GroupId::FIRST_SHARD;
+/// The group whose configuration is the cluster's membership.
+const GROUP: GroupId = GroupId::META;
 /// Longest text that a member may carry through the log.
 const TEXT_BYTES_MAX: usize = 1_024;
 /// URLs per member.
@@ -59,10 +59,12 @@ pub(super) fn failed(shared: &Shared, error: Failed) -> Refuse {
     };
     match refusal {
         Refusal::NotLeader { leader } => not_leader(shared, leader),
-        Refusal::NoLeader | Refusal::Timeout | Refusal::LeaderChanged | Refusal::TooManyRequests => refuse(
-            ProblemReason::Unavailable,
-            format!("{refusal}; look at /v1/status and ask again"),
-        ),
+        Refusal::NoLeader | Refusal::NoStamp | Refusal::Timeout | Refusal::LeaderChanged | Refusal::TooManyRequests => {
+            refuse(
+                ProblemReason::Unavailable,
+                format!("{refusal}; look at /v1/status and ask again"),
+            )
+        }
         Refusal::Conflict { current } => refuse(
             ProblemReason::Conflict,
             format!(
@@ -124,9 +126,10 @@ pub(super) fn parse_member(text: &str) -> Result<MemberId, Refuse> {
     })
 }
 
-pub(super) fn parse_group(text: &str) -> Result<GroupId, Refuse> {
-    let parsed = text.parse().ok().map(GroupId).filter(|group| *group == GROUP);
-    parsed.ok_or_else(|| {
+pub(super) fn parse_group(shared: &Shared, text: &str) -> Result<GroupId, Refuse> {
+    let parsed = text.parse().ok().map(GroupId);
+    let here = parsed.filter(|group| shared.groups.get(*group).is_some());
+    here.ok_or_else(|| {
         refuse(
             ProblemReason::NotFound,
             format!("no shard {text} here; /v1/shards lists them"),
@@ -163,11 +166,13 @@ pub(super) async fn readyz(State(context): State<Context>) -> Response {
 pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
     let shared = &context.shared;
     let readiness = shared.readiness();
+    // The engine's files are all groups' in common.
     let state_bytes = shared
         .groups
         .get(GROUP)
         .and_then(|store| tokio::task::block_in_place(|| store.size()).ok())
-        .map(|size| size.on_disk);
+        .map(|size| size.on_disk)
+        .unwrap_or_default();
     Json(NodeStatus {
         name: shared.config.name.clone(),
         member_id: shared.me.to_string(),
@@ -186,7 +191,7 @@ pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
         uptime_seconds: shared.clock.uptime().as_secs(),
         storage: StorageStatus {
             wal_bytes: u64::try_from(shared.metrics.wal_bytes.get()).unwrap_or_default(),
-            state_bytes: state_bytes.unwrap_or_default(),
+            state_bytes,
             free_bytes: shared.volume().free,
         },
         shards: shard_statuses(shared).await,
@@ -228,6 +233,11 @@ async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
                     })
                     .collect(),
                 reads: Some(reads_status(&raft.lease)),
+                kind: None,
+                keyspace: None,
+                bytes: None,
+                keys: None,
+                hibernating: None,
             }
         })
         .collect()
@@ -266,6 +276,8 @@ pub(super) async fn bootstrap(
             | NodeError::Listen { .. }
             | NodeError::Thread(_)
             | NodeError::HalfBorn
+            | NodeError::BornBefore(_)
+            | NodeError::Changed(_)
             | NodeError::Stopped => refuse(ProblemReason::Unavailable, error.to_string()),
         })
 }
@@ -454,9 +466,9 @@ pub(super) async fn transfer_leader(
     Path(id): Path<String>,
     Json(request): Json<TransferLeaderRequest>,
 ) -> Result<Json<ShardList>, Refuse> {
-    let group = parse_group(&id)?;
-    let to = request.to.as_deref().map(parse_member).transpose()?;
     let shared = &context.shared;
+    let group = parse_group(shared, &id)?;
+    let to = request.to.as_deref().map(parse_member).transpose()?;
     let deadline = shared.deadline();
     match shared
         .ask_host(|request| Event::Transfer {

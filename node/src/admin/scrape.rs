@@ -98,8 +98,11 @@ fn set_size(metrics: &Metrics, group: GroupId, store: &Store, total: &mut StoreS
             // The engine's files are theirs in common.
             total.on_disk = size.on_disk;
             total.in_use += size.in_use;
-            total.keys += size.keys;
-            total.revisions += size.revisions;
+            // The shard map's rows are not anybody's keys.
+            if group != GroupId::META {
+                total.keys += size.keys;
+                total.revisions += size.revisions;
+            }
         }
         Err(error) => tracing::warn!(%group, %error, "the store does not say its size"),
     }

@@ -229,10 +229,10 @@ pub fn inspect(data_dir: &Path, scratch: &Path) -> io::Result<Report> {
     let state_dir = data_dir.join("state");
     let mut state = state_report(&state_dir);
     let mut applications: BTreeMap<GroupId, (SnapshotMeta, ApplicationReport)> = BTreeMap::new();
-    // The first data group has a state also when the log is gone.
+    // The first groups have a state also when the log is gone.
     let mut known: Vec<_> = log.recovered.groups.keys().copied().collect();
     if known.is_empty() {
-        known.push(GroupId::FIRST_SHARD);
+        known.extend([GroupId::META, GroupId::FIRST_SHARD]);
     }
     if in_use {
         state.problem = Some(

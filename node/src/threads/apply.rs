@@ -45,6 +45,13 @@ pub enum ApplyJob {
     Behind,
     /// Something about a snapshot.
     Snapshot(SnapshotJob),
+    /// The group has left this node: nothing of it comes any more, and its state goes.
+    Retire {
+        /// The group.
+        group: GroupId,
+        /// Told when it is gone.
+        reply: oneshot::Sender<()>,
+    },
 }
 
 /// What the state machine is asked to do with a snapshot from a peer.
@@ -154,6 +161,16 @@ impl Applier {
                         }
                         self.snapshot_job(job, &mut incoming, &mut imports);
                     }
+                    ApplyJob::Retire { group, reply } => {
+                        // What the host handed over before it let go.
+                        if !self.apply_all(std::mem::take(&mut gathered)) {
+                            return;
+                        }
+                        incoming.remove(&group);
+                        self.retire(group);
+                        // Whoever asked may be gone with its node.
+                        let _ = reply.send(());
+                    }
                 }
             }
             if !self.apply_all(gathered) {
@@ -195,6 +212,14 @@ impl Applier {
             }
         }
         true
+    }
+
+    fn retire(&self, group: GroupId) {
+        let Some(store) = self.machine.groups.get(group) else { return };
+        self.machine.groups.remove(group);
+        if let Err(error) = store.retire() {
+            die("the state of a group that left cannot be deleted", &error);
+        }
     }
 
     fn snapshot_job(&self, job: SnapshotJob, incoming: &mut BTreeMap<GroupId, Incoming>, imports: &mut u64) {
@@ -276,7 +301,7 @@ impl Applier {
                         self.machine
                             .host
                             .push(Job::Event(Event::Installed { group, meta: installed }));
-                        self.machine.tell_members(group, &store);
+                        self.machine.tell_facts(group, &store);
                     }
                     Err(error) => die("a received snapshot cannot be installed", &error),
                 }

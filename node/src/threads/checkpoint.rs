@@ -1,9 +1,7 @@
 //! The checkpointer: makes applied state durable now and then, so that the log can be cut.
 
 use super::die;
-use crate::inbox::Inbox;
-use crate::shared::Groups;
-use crate::space::Room;
+use crate::shared::Shared;
 use crate::threads::host::Job;
 use althing_raft::ids::{GroupId, LogPosition};
 use althing_shard::Event;
@@ -17,7 +15,7 @@ pub const CHECKPOINT_BYTES: usize = 16 << 20;
 const CHECKPOINT_INTERVAL: Duration = Duration::from_secs(30);
 
 /// Runs until the other end of `kicks` is gone, then makes a last one.
-pub fn run(kicks: &Receiver<()>, groups: &Groups, host: &Inbox<Job>, room: &Room) {
+pub fn run(kicks: &Receiver<()>, shared: &Shared) {
     let mut done: BTreeMap<GroupId, LogPosition> = BTreeMap::new();
     loop {
         let ended = match kicks.recv_timeout(CHECKPOINT_INTERVAL) {
@@ -25,15 +23,16 @@ pub fn run(kicks: &Receiver<()>, groups: &Groups, host: &Inbox<Job>, room: &Room
             Err(RecvTimeoutError::Disconnected) => true,
         };
         // Without room the log keeps what it has; it is the truth, and this only makes it shorter.
-        let roomy = room.takes(0);
-        for (group, mvcc) in groups.all().into_iter().filter(|_| roomy) {
+        let roomy = shared.room.takes(0);
+        for (group, mvcc) in shared.groups.all().into_iter().filter(|_| roomy) {
             if done.get(&group) == Some(&mvcc.applied().position) {
                 continue;
             }
             match mvcc.checkpoint() {
                 Ok(meta) => {
                     done.insert(group, meta.position);
-                    host.push(Job::Event(Event::Checkpointed {
+                    shared.set_durable(group, meta.position);
+                    shared.host.push(Job::Event(Event::Checkpointed {
                         group,
                         position: meta.position,
                     }));

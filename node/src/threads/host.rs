@@ -3,9 +3,11 @@
 use super::{AbortOnPanic, die};
 use crate::inbox::Alarm;
 use crate::metrics::Shard;
+use crate::lifecycle::Lifecycle;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::snapshot::Outgoing;
+use crate::stamps::Stamps;
 use crate::threads::apply::{ApplyJob, SnapshotJob};
 use crate::threads::machine::Machine;
 use crate::threads::wal::WalJob;
@@ -30,7 +32,15 @@ pub enum Job {
 }
 
 /// Runs until the inbox is closed and empty.
-pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapshots: Outgoing, machine: Arc<Machine>) {
+pub async fn run(
+    mut host: Host,
+    shared: Arc<Shared>,
+    peers: Arc<Peers>,
+    snapshots: Outgoing,
+    machine: Arc<Machine>,
+    lifecycle: Arc<Lifecycle>,
+    stamps: Stamps,
+) {
     let _guard = AbortOnPanic;
     let mut alarm = Alarm::default();
     loop {
@@ -80,12 +90,15 @@ pub async fn run(mut host: Host, shared: Arc<Shared>, peers: Arc<Peers>, snapsho
                 | Effect::SendSnapshot { .. }
                 | Effect::Install { .. }
                 | Effect::Discard { .. }
+                | Effect::Stamp { .. }
+                | Effect::Retired { .. }
+                | Effect::Kept { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => None,
             });
             shared.waiters.proposed(&proposals, started, write);
         }
-        let news = dispatch(effects, &shared, &peers, &snapshots, &machine);
+        let news = dispatch(effects, &shared, &peers, &snapshots, &machine, &lifecycle, &stamps);
         if !news.is_empty() {
             // Whoever was answered goes first, down to the socket.
             tokio::task::yield_now().await;
@@ -109,6 +122,8 @@ fn dispatch(
     peers: &Arc<Peers>,
     snapshots: &Outgoing,
     machine: &Machine,
+    lifecycle: &Lifecycle,
+    stamps: &Stamps,
 ) -> Vec<(MemberId, Vec<Message>)> {
     let mut answers = Vec::new();
     let mut news = Vec::new();
@@ -131,6 +146,9 @@ fn dispatch(
             Effect::Discard { group, meta } => shared
                 .apply
                 .push(ApplyJob::Snapshot(SnapshotJob::Discard { group, meta })),
+            Effect::Stamp { group, ticket, count } => stamps.ask(group, ticket, count),
+            Effect::Retired { group, hard_state } => lifecycle.left(group, Some(hard_state)),
+            Effect::Kept { group } => lifecycle.left(group, None),
             Effect::Peers(book) => peers.update(book),
             Effect::Changed { group, soft } => changed(group, soft, shared),
         }

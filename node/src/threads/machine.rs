@@ -19,6 +19,7 @@ use althing_raft::ids::GroupId;
 use althing_raft::io::RequestId;
 use althing_shard::{Event, Item, Work};
 use althing_store::ops::Command;
+use althing_store::partition::RevisionSource;
 use althing_store::{ApplyItem, CommandResult, codec};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -54,7 +55,8 @@ struct Batch {
     items: Vec<ApplyItem>,
     waiters: Vec<Option<RequestId>>,
     meta: SnapshotMeta,
-    members_changed: bool,
+    /// The member table, or what the group is as a shard, may be another one afterwards.
+    facts_changed: bool,
     bytes: usize,
 }
 
@@ -65,15 +67,18 @@ impl Batch {
             items: Vec::with_capacity(items.len()),
             waiters: Vec::with_capacity(items.len()),
             meta: applied,
-            members_changed: false,
+            facts_changed: false,
             bytes: items.iter().map(Item::bytes).sum(),
         };
         for item in items {
             batch.meta.position = item.position;
             let (waiter, item) = match item.work {
                 Work::Noop => (None, ApplyItem::Noop),
-                Work::Command { command, waiter } => match codec::decode_command(command) {
-                    Ok(command) => (waiter, ApplyItem::Command(command)),
+                Work::Command { command, stamp, waiter } => match codec::decode_command(command) {
+                    Ok(command) => {
+                        batch.facts_changed |= matches!(command, Command::Shard(_));
+                        (waiter, ApplyItem::Command { command, stamp })
+                    }
                     Err(error) => die(
                         "a committed command cannot be read; start a version that knows it",
                         &error,
@@ -86,7 +91,7 @@ impl Batch {
                 }
                 Work::Configure { change, state } => {
                     batch.meta.config = state;
-                    batch.members_changed = true;
+                    batch.facts_changed = true;
                     (None, ApplyItem::Config(change))
                 }
             };
@@ -100,10 +105,11 @@ impl Batch {
     fn is_plain(&self) -> bool {
         self.items.iter().all(|item| match item {
             ApplyItem::Noop => true,
-            ApplyItem::Command(Command::Put(put)) => !put.prev_kv && put.value.is_some() && put.lease.is_some(),
-            ApplyItem::Command(Command::Delete(_) | Command::Txn(_) | Command::Compact(_)) | ApplyItem::Config(_) => {
-                false
-            }
+            ApplyItem::Command { command, .. } => match command {
+                Command::Put(put) => !put.prev_kv && put.value.is_some() && put.lease.is_some(),
+                Command::Delete(_) | Command::Txn(_) | Command::Compact(_) | Command::Shard(_) => false,
+            },
+            ApplyItem::Config(_) => false,
         })
     }
 }
@@ -186,6 +192,12 @@ impl Machine {
 
     /// Applies on the thread.
     pub(super) fn apply(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
+        for items in cut(items) {
+            self.apply_batch(group, store, items, committed);
+        }
+    }
+
+    fn apply_batch(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
         let started = self.clock.instant();
         let batch = Batch::new(store.applied(), items);
         match store.apply_behind(&batch.items, batch.meta.clone()) {
@@ -221,13 +233,15 @@ impl Machine {
         self.bytes.fetch_add(batch.bytes, Ordering::Relaxed);
         let position = batch.meta.position;
         self.host.push(Job::Event(Event::Applied { group, position }));
-        if batch.members_changed {
-            self.tell_members(group, store);
+        if batch.facts_changed {
+            self.tell_facts(group, store);
         }
     }
 
-    pub(super) fn tell_members(&self, group: GroupId, store: &Store) {
-        self.host.push(Job::Event(members_event(group, store)));
+    pub(super) fn tell_facts(&self, group: GroupId, store: &Store) {
+        for event in facts(group, store) {
+            self.host.push(Job::Event(event));
+        }
     }
 
     /// The thread has answered so many jobs with items.
@@ -250,13 +264,31 @@ impl Machine {
     }
 }
 
-/// The address table of a group, as its state machine has it.
+/// Cuts items into batches behind those that must be the last one of theirs.
+fn cut(items: Vec<Item>) -> Vec<Vec<Item>> {
+    let mut batches = vec![Vec::new()];
+    for item in items {
+        let last = match &item.work {
+            Work::Command { command, .. } => codec::ends_batch(command),
+            Work::Noop | Work::Reads { .. } | Work::Configure { .. } => false,
+        };
+        batches.last_mut().expect("invariant: there is a batch").push(item);
+        if last {
+            batches.push(Vec::new());
+        }
+    }
+    batches.retain(|batch| !batch.is_empty());
+    batches
+}
+
+/// What the host has to know of a group's state: its address table, and whether its commands need revisions.
 #[must_use]
-pub fn members_event(group: GroupId, store: &Store) -> Event {
+pub fn facts(group: GroupId, store: &Store) -> [Event; 2] {
     let table = store
         .members()
         .iter()
         .map(|(member, context)| (*member, MemberInfo::decode(context).peer_address))
         .collect();
-    Event::Members { group, table }
+    let on = store.source() == RevisionSource::Sequenced;
+    [Event::Members { group, table }, Event::Sequenced { group, on }]
 }

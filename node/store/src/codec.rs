@@ -5,8 +5,11 @@
 //! nothing on trust: lengths are checked against what is there, lists grow by what was really read, nesting is bounded,
 //! and keys and values are slices of the input.
 
+pub(crate) mod shard;
+
 use crate::ops::{
-    Command, Compare, CompareOp, CompareTarget, Delete, Descending, KeyRange, Op, Put, Range, Revision, SortTarget, Txn,
+    Command, Compare, CompareOp, CompareTarget, Delete, Descending, KeyRange, Op, Put, Range, Revision, SortTarget,
+    Span, Txn,
 };
 use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
@@ -77,7 +80,25 @@ pub fn encode_command(command: &Command, out: &mut impl BufMut) {
             out.put_u8(3);
             out.put_i64_le(revision.0);
         }
+        Command::Shard(command) => {
+            out.put_u8(4);
+            shard::encode(command, out);
+        }
     }
+}
+
+/// Whether an encoded command takes a revision of its own in a sequenced shard: writes do, compactions and commands about the shard do
+/// not. Looks at its tag only, and says no of what is no command.
+#[must_use]
+pub fn needs_stamp(command: &Bytes) -> bool {
+    matches!(command[..], [COMMAND_VERSION, 0..=2, ..])
+}
+
+/// Whether an encoded command must be the last of the batch that it is applied with; see [`crate::ApplyItem::ends_batch`]. Looks at
+/// its tags only.
+#[must_use]
+pub fn ends_batch(command: &Bytes) -> bool {
+    matches!(command[..], [COMMAND_VERSION, 4, tag, ..] if shard::ends_batch(tag))
 }
 
 /// Reads a command that fills `bytes` exactly. Keys and values share its memory.
@@ -100,6 +121,7 @@ pub fn decode_command(bytes: Bytes) -> Result<Command, CodecError> {
         1 => Command::Delete(decode_delete(&mut reader)?),
         2 => Command::Txn(decode_txn(&mut reader, 1)?),
         3 => Command::Compact(Revision(reader.i64("compact revision")?)),
+        4 => Command::Shard(shard::decode(&mut reader)?),
         tag => {
             return Err(CodecError::Tag { what: "command", tag });
         }
@@ -211,6 +233,15 @@ fn encode_keys(keys: &KeyRange, out: &mut impl BufMut) {
         KeyRange::From(start) => {
             out.put_u8(2);
             put_bytes(start, out);
+        }
+        KeyRange::Part { start, end, span } => {
+            out.put_u8(3);
+            let keys = Span {
+                start: start.clone(),
+                end: end.clone(),
+            };
+            shard::encode_span(&keys, out);
+            shard::encode_span(span, out);
         }
     }
 }
@@ -373,7 +404,7 @@ impl Reader {
         Ok(self.0.split_to(len))
     }
 
-    fn bool(&mut self, what: &'static str) -> Result<bool, CodecError> {
+    pub(crate) fn bool(&mut self, what: &'static str) -> Result<bool, CodecError> {
         match self.u8(what)? {
             0 => Ok(false),
             1 => Ok(true),
@@ -381,7 +412,7 @@ impl Reader {
         }
     }
 
-    fn option<T>(
+    pub(crate) fn option<T>(
         &mut self,
         what: &'static str,
         read: impl FnOnce(&mut Self) -> Result<T, CodecError>,
@@ -410,6 +441,11 @@ fn decode_keys(reader: &mut Reader) -> Result<KeyRange, CodecError> {
         0 => KeyRange::Single(reader.bytes("key")?),
         1 => KeyRange::Between(reader.bytes("range start")?, reader.bytes("range end")?),
         2 => KeyRange::From(reader.bytes("range start")?),
+        3 => {
+            let Span { start, end } = shard::decode_span(reader)?;
+            let span = shard::decode_span(reader)?;
+            KeyRange::Part { start, end, span }
+        }
         tag => {
             return Err(CodecError::Tag { what: "key range", tag });
         }

@@ -1,6 +1,6 @@
 //! Which keys a request touches, for the read gate of consensus (`althing_raft::roster`).
 
-use crate::ops::{Command, KeyRange, Op, Range, Txn};
+use crate::ops::{Command, KeyRange, Op, Range, ShardCommand, Txn};
 use althing_raft::roster::{Footprint, Span};
 use bytes::Bytes;
 
@@ -17,6 +17,10 @@ fn span(keys: &KeyRange) -> Span {
         KeyRange::From(start) => Span::Range {
             start: start.clone(),
             end: None,
+        },
+        KeyRange::Part { start, end, .. } => Span::Range {
+            start: start.clone(),
+            end: end.clone(),
         },
     }
 }
@@ -45,15 +49,28 @@ pub fn written(command: &Command) -> Footprint {
             }
         }
     }
+    let of = |txn: &Txn| {
+        let mut spans = Vec::new();
+        add(&txn.success, &mut spans);
+        add(&txn.failure, &mut spans);
+        footprint(spans)
+    };
     match command {
         Command::Put(put) => Footprint::key(put.key.clone()),
         Command::Delete(delete) => Footprint::Spans(vec![span(&delete.keys)]),
-        Command::Txn(txn) => {
-            let mut spans = Vec::new();
-            add(&txn.success, &mut spans);
-            add(&txn.failure, &mut spans);
-            footprint(spans)
-        }
+        Command::Txn(txn) => of(txn),
+        // From its locks on, which a read must meet: the transaction may be acknowledged before it is finished here.
+        Command::Shard(ShardCommand::Prepare { part, .. }) => of(part),
+        Command::Shard(ShardCommand::Decide { .. } | ShardCommand::Forget { .. }) => Footprint::Spans(Vec::new()),
+        // They change which reads are answered at all, or which keys are written is not told.
+        Command::Shard(
+            ShardCommand::Settle { .. }
+            | ShardCommand::Split { .. }
+            | ShardCommand::Seal { .. }
+            | ShardCommand::Unseal { .. }
+            | ShardCommand::Absorb { .. }
+            | ShardCommand::Finish { .. },
+        ) => Footprint::All,
         // It changes what a read of any key at an old revision answers.
         Command::Compact(_) => Footprint::All,
     }

@@ -1,5 +1,7 @@
 //! What clients ask of a keyspace, parsed: etcd's request semantics as types, without its wire format.
 
+pub use crate::partition::{Decision, Partitioning, RevisionSource, Span, Territory, TxnId};
+use althing_raft::ids::{GroupId, LogPosition};
 use bytes::Bytes;
 use std::fmt;
 
@@ -39,16 +41,52 @@ pub enum KeyRange {
     Between(Bytes, Bytes),
     /// Every key from this one on; the empty key means all keys.
     From(Bytes),
+    /// Of the keys `[start, end)`, or from `start` on, those of a span of partition keys: what one shard has of a range that goes over
+    /// several. Only the shard whose territory is just that span answers, so that no part is missing or counted twice.
+    Part {
+        /// First key.
+        start: Bytes,
+        /// First key after the range.
+        end: Option<Bytes>,
+        /// Which part.
+        span: Span,
+    },
 }
 
 impl KeyRange {
-    /// Whether the range holds the key.
+    /// Whether the range holds the key. Which part of it a key belongs to is not looked at.
     #[must_use]
     pub fn contains(&self, key: &[u8]) -> bool {
         match self {
             Self::Single(only) => only == key,
             Self::Between(start, end) => start <= key && key < &end[..],
             Self::From(start) => start <= key,
+            Self::Part { start, end, .. } => start <= key && end.as_ref().is_none_or(|end| key < &end[..]),
+        }
+    }
+
+    /// Whether there may be a key in both. Which part of it a key belongs to is not looked at.
+    #[must_use]
+    pub fn overlaps(&self, other: &Self) -> bool {
+        let ((one, until_one), (other, until_other)) = match (self.limits(), other.limits()) {
+            (Ok(one), Ok(other)) => (one, other),
+            (Err(key), _) => return other.contains(key),
+            (_, Err(key)) => return self.contains(key),
+        };
+        let end = match (until_one, until_other) {
+            (Some(one), Some(other)) => Some(one.min(other)),
+            (one, other) => one.or(other),
+        };
+        end.is_none_or(|end| one.max(other) < end)
+    }
+
+    /// First key, and first key after the range; or the only key.
+    fn limits(&self) -> Result<(&Bytes, Option<&Bytes>), &Bytes> {
+        match self {
+            Self::Single(key) => Err(key),
+            Self::Between(start, end) => Ok((start, Some(end))),
+            Self::From(start) => Ok((start, None)),
+            Self::Part { start, end, .. } => Ok((start, end.as_ref())),
         }
     }
 }
@@ -218,6 +256,80 @@ pub enum Command {
     Txn(Txn),
     /// Forget history before this revision.
     Compact(Revision),
+    /// Something about the shard itself.
+    Shard(ShardCommand),
+}
+
+/// What is done with a shard as a whole, and its part in transactions over several shards. None of these takes a stamp.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardCommand {
+    /// Sets territory and source of revisions, if the territory's epoch is newer than the present one and no key that is there falls
+    /// outside of it. Answers with the current revision either way.
+    Settle {
+        /// What is to be owned.
+        territory: Territory,
+        /// Where revisions come from.
+        source: RevisionSource,
+    },
+    /// Cuts everything at and after a partition key off into a new group. `Stale` unless the present epoch is `epoch`; both have the next
+    /// one afterwards. Once it happened it is Ok again.
+    Split {
+        /// The epoch that the cut was planned for.
+        epoch: u64,
+        /// Where: a partition key inside the territory, a slot's first one if it is hashed.
+        at: Bytes,
+        /// The group to be.
+        child: GroupId,
+    },
+    /// From here on clients are refused; the answer says where in the log "here" is.
+    Seal {
+        /// The operation that wants it, which alone can undo it.
+        operation: u64,
+    },
+    /// Ends what the operation's `Seal` began. Ok if it is not sealed, `Stale` if another operation sealed it.
+    Unseal {
+        /// The operation.
+        operation: u64,
+    },
+    /// The sealed right neighbour's state joins. Once it happened it is Ok again.
+    Absorb {
+        /// The operation that sealed the neighbour.
+        operation: u64,
+        /// The neighbour.
+        from: GroupId,
+        /// What every member must have applied of the neighbour's log: up to its `Seal`.
+        position: LogPosition,
+        /// Both territories together, with an epoch newer than either's.
+        territory: Territory,
+    },
+    /// This shard's part of a transaction over several shards: looks at what it would do and locks its keys.
+    Prepare {
+        /// The transaction.
+        txn: TxnId,
+        /// Where its decision is kept.
+        coordinator: GroupId,
+        /// What of it is about this shard.
+        part: Txn,
+    },
+    /// At the coordinator: writes down what becomes of a transaction. The first decision stands.
+    Decide {
+        /// The transaction.
+        txn: TxnId,
+        /// What is to become of it.
+        decision: Decision,
+    },
+    /// At every participant: does what was decided, and unlocks. Ok if there is nothing to finish any more.
+    Finish {
+        /// The transaction.
+        txn: TxnId,
+        /// What was decided.
+        decision: Decision,
+    },
+    /// At the coordinator: every participant has finished, so the decision may go.
+    Forget {
+        /// The transaction.
+        txn: TxnId,
+    },
 }
 
 /// Answer to a `Range`.
@@ -257,6 +369,70 @@ pub enum OpResult {
     },
     /// Of a compaction.
     Compact,
+    /// Of a command about the shard.
+    Shard(ShardResult),
+}
+
+/// Answer to a [`ShardCommand`].
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum ShardResult {
+    /// Of `Settle`, whether it changed anything or not.
+    Settled {
+        /// The current revision.
+        current: Revision,
+    },
+    /// Of `Split`.
+    Split,
+    /// Of `Seal`.
+    Sealed {
+        /// An entry that every member must have applied before the state may be taken over.
+        at: LogPosition,
+    },
+    /// Of `Unseal`.
+    Unsealed,
+    /// Of `Absorb`.
+    Absorbed,
+    /// Of `Prepare`: what the coordinator needs to decide. Both lists have an item for each transaction of the part, in depth-first
+    /// order: itself, then those nested in its success branch, then those of its failure branch.
+    Prepared {
+        /// What each of the transaction's comparisons came to.
+        verdicts: Vec<Vec<Verdict>>,
+        /// What the operations of each branch (success, failure) would be refused for, but for those of nested transactions.
+        errors: Vec<[Option<OpError>; 2]>,
+    },
+    /// Of `Decide`: the decision that stands.
+    Decided(Decision),
+    /// Of `Finish`: the results of the part, if this was what ran it.
+    Finished(Option<Box<OpResult>>),
+    /// Of `Forget`.
+    Forgotten,
+}
+
+/// What a comparison came to on one shard.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Verdict {
+    /// It holds for every key that there is.
+    Holds,
+    /// It does not hold for some key.
+    Fails,
+    /// This shard has no key in the range. If no other one has, the comparison is with a missing key and comes to this.
+    Empty(bool),
+}
+
+impl Verdict {
+    /// What a comparison comes to whose range goes over the shards that said this; of a single one what etcd would say.
+    #[must_use]
+    pub fn all(shards: impl IntoIterator<Item = Self>) -> bool {
+        let (mut met, mut empty) = (false, true);
+        for verdict in shards {
+            match verdict {
+                Self::Fails => return false,
+                Self::Holds => met = true,
+                Self::Empty(holds) => empty = holds,
+            }
+        }
+        met || empty
+    }
 }
 
 /// Why a well-formed request fails at the state it met. Nothing is changed then.
@@ -277,4 +453,26 @@ pub enum OpError {
     /// The member is short of disk and takes no writes until space is made.
     #[error("database space exceeded")]
     NoSpace,
+    /// Some of the keys belong to another shard: the route was stale. Look it up again.
+    #[error("the shard does not own all of these keys; look the route up again")]
+    WrongShard,
+    /// The shard is being handed over. Look the route up again after a while.
+    #[error("the shard is being handed over to another one; try again")]
+    Sealed,
+    /// A transaction over several shards is about to change some of the keys, or nothing may change while one is under way.
+    #[error(
+        "transaction {txn} has locked the keys and group {coordinator} knows what becomes of it; try again when it is finished"
+    )]
+    Locked {
+        /// Which.
+        txn: TxnId,
+        /// Who knows what becomes of it.
+        coordinator: GroupId,
+    },
+    /// The command has no revision from the sequencer that is still to be had, or has one where none is wanted. Propose it again.
+    #[error("the command has no usable revision of the sequencer; propose it again")]
+    Unstamped,
+    /// The command was made for another state of the shard.
+    #[error("the shard is not what the command was made for; look at it again")]
+    Stale,
 }

@@ -31,7 +31,7 @@ fn readers_see_whole_revisions<S: StateStore>(store: S, rounds: u64) {
             ..Txn::default()
         })
     };
-    keys.apply(&[ApplyItem::Command(both("start"))]);
+    keys.apply(&[ApplyItem::unstamped(both("start"))]);
     std::thread::scope(|scope| {
         for txn_reads in [false, true] {
             let (keys, done, reads) = (&keys, &done, &reads);
@@ -73,7 +73,7 @@ fn readers_see_whole_revisions<S: StateStore>(store: S, rounds: u64) {
         let _end = SetOnDrop(&done);
         for round in 0..rounds {
             let items: Vec<_> = (0..20)
-                .map(|at| ApplyItem::Command(both(&format!("{round}.{at}"))))
+                .map(|at| ApplyItem::unstamped(both(&format!("{round}.{at}"))))
                 .collect();
             keys.apply(&items);
             keys.compact(keys.revision()).unwrap();
@@ -86,7 +86,7 @@ fn readers_see_whole_revisions<S: StateStore>(store: S, rounds: u64) {
                     .unwrap()
                     .for_each(|chunk| import.chunk(&chunk.unwrap()).unwrap());
                 other.mvcc.install(import).unwrap();
-                other.apply(&[ApplyItem::Command(both(&format!("{round} from the other")))]);
+                other.apply(&[ApplyItem::unstamped(both(&format!("{round} from the other")))]);
                 let mut import = keys.mvcc.import();
                 other
                     .mvcc

@@ -222,6 +222,7 @@ impl Model {
                 };
                 return (self.current(), result);
             }
+            Command::Shard(command) => unreachable!("{command:?} is not drawn here"),
         };
         let mut work = Working {
             map: self.now().clone(),
@@ -269,7 +270,7 @@ fn run<S: StateStore>(steps: Vec<Step>, store: S, mut other: impl FnMut() -> S) 
         match step {
             Step::Apply(commands) => {
                 let expected: Vec<_> = commands.iter().map(|command| Some(model.command(command))).collect();
-                let items: Vec<_> = commands.into_iter().map(ApplyItem::Command).collect();
+                let items: Vec<_> = commands.into_iter().map(ApplyItem::unstamped).collect();
                 prop_assert_eq!(keys.apply(&items), expected);
             }
             Step::Range(range) => {

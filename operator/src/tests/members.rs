@@ -169,6 +169,11 @@ async fn status(State(here): State<Here>) -> Answer {
             })
             .collect(),
         reads: None,
+        kind: None,
+        keyspace: None,
+        bytes: None,
+        keys: None,
+        hibernating: None,
     };
     let name = format!("orders-{}", here.ordinal);
     Ok(Json(NodeStatus {

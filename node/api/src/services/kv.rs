@@ -54,9 +54,14 @@ impl pb::kv_server::Kv for KvService {
         size?;
         match self.execute(Command::Put(put)).await? {
             (header, OpResult::Put { prev }) => Ok(Response::new(render::put(render::header(header), prev))),
-            (_, OpResult::Range(_) | OpResult::Delete { .. } | OpResult::Txn { .. } | OpResult::Compact) => {
-                Err(mismatched("Put"))
-            }
+            (
+                _,
+                OpResult::Range(_)
+                | OpResult::Delete { .. }
+                | OpResult::Txn { .. }
+                | OpResult::Compact
+                | OpResult::Shard(_),
+            ) => Err(mismatched("Put")),
         }
     }
 
@@ -72,9 +77,14 @@ impl pb::kv_server::Kv for KvService {
             (header, OpResult::Delete { deleted, prev }) => {
                 Ok(Response::new(render::delete(render::header(header), deleted, prev)))
             }
-            (_, OpResult::Range(_) | OpResult::Put { .. } | OpResult::Txn { .. } | OpResult::Compact) => {
-                Err(mismatched("DeleteRange"))
-            }
+            (
+                _,
+                OpResult::Range(_)
+                | OpResult::Put { .. }
+                | OpResult::Txn { .. }
+                | OpResult::Compact
+                | OpResult::Shard(_),
+            ) => Err(mismatched("DeleteRange")),
         }
     }
 
@@ -93,7 +103,11 @@ impl pb::kv_server::Kv for KvService {
         };
         let response = match result {
             OpResult::Txn { succeeded, results } => render::txn(render::header(header), succeeded, results),
-            OpResult::Range(_) | OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Compact => None,
+            OpResult::Range(_)
+            | OpResult::Put { .. }
+            | OpResult::Delete { .. }
+            | OpResult::Compact
+            | OpResult::Shard(_) => None,
         };
         response.map(Response::new).ok_or_else(|| mismatched("Txn"))
     }
@@ -109,9 +123,14 @@ impl pb::kv_server::Kv for KvService {
             (header, OpResult::Compact) => Ok(Response::new(pb::CompactionResponse {
                 header: Some(render::header(header)),
             })),
-            (_, OpResult::Range(_) | OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Txn { .. }) => {
-                Err(mismatched("Compact"))
-            }
+            (
+                _,
+                OpResult::Range(_)
+                | OpResult::Put { .. }
+                | OpResult::Delete { .. }
+                | OpResult::Txn { .. }
+                | OpResult::Shard(_),
+            ) => Err(mismatched("Compact")),
         }
     }
 }

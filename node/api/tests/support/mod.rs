@@ -91,7 +91,7 @@ impl Keyspace for Local {
         let _applying = lock(&self.applying);
         let mut applied = self.mvcc.applied();
         applied.position.index = applied.position.index.next();
-        let results = self.mvcc.apply(&[ApplyItem::Command(command)], applied);
+        let results = self.mvcc.apply(&[ApplyItem::unstamped(command)], applied);
         let result = results
             .expect("memory writes")
             .remove(0)

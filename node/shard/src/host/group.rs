@@ -1,16 +1,17 @@
 //! One group inside a host.
 
+use super::stamps::Stamps;
 use crate::effect::{Done, WriteToken};
 use crate::policy::{CutPolicy, LogFacts, compact_to};
 use althing_raft::Raft;
 use althing_raft::entry::{ConfigState, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
-use althing_raft::io::{RequestId, Soft};
+use althing_raft::io::{RequestId, Role, Soft};
 use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
 use althing_raft::roster::Footprint;
 use bytes::Bytes;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// One group: its core, and who waits for what.
 pub(super) struct Group {
@@ -35,6 +36,8 @@ pub(super) struct Group {
     /// Reads that wait for the end of the turn, or for a leader. The core keeps those that it was given.
     pub(super) reads: Vec<(RequestId, Footprint)>,
     pub(super) transfers: Vec<RequestId>,
+    /// Commands that wait for revisions, in a sequenced group.
+    pub(super) stamps: Stamps,
     /// Answers that wait for the state machine.
     after_apply: BTreeMap<Index, Vec<(RequestId, Done)>>,
     /// Batches on their way through the state machine: last position, whose requests it answers, bytes.
@@ -62,6 +65,7 @@ impl Group {
             read_hold_until: Now::default(),
             reads: Vec::new(),
             transfers: Vec::new(),
+            stamps: Stamps::default(),
             after_apply: BTreeMap::new(),
             applying: VecDeque::new(),
             backlog_bytes: 0,
@@ -81,6 +85,13 @@ impl Group {
         self.held_bytes = self.held.iter().map(|(_, envelope)| envelope.len()).sum();
         self.reads.retain(|(read, _)| *read != request);
         self.transfers.retain(|transfer| *transfer != request);
+        self.stamps.forget(request);
+    }
+
+    /// Whom the state machine answers, as soon as it has what it was handed.
+    pub(super) fn answered_by_apply(&self) -> BTreeSet<RequestId> {
+        let answers = self.applying.iter().flat_map(|(_, requests, _)| requests);
+        answers.copied().collect()
     }
 
     /// A batch goes to the state machine.
@@ -155,6 +166,8 @@ impl Group {
         let led = self.soft.leader.is_some();
         let hold = (led && self.gate.is_none() && !self.held.is_empty()).then_some(self.hold_until);
         let read = (led && !self.reads.is_empty()).then_some(self.read_hold_until);
-        self.deadline.into_iter().chain(hold).chain(read).min()
+        let ask = (self.soft.role == Role::Leader).then(|| self.stamps.ask_deadline());
+        let ask = ask.flatten();
+        self.deadline.into_iter().chain(hold).chain(read).chain(ask).min()
     }
 }

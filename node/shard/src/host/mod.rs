@@ -1,25 +1,27 @@
 //! The host: one turn in, one list of effects out.
 
+mod ask;
 mod coalesce;
 mod group;
+mod retire;
+mod stamps;
 mod turn;
 
 use crate::HostError;
 use crate::book::AddressBook;
-use crate::effect::{Done, Effect, Event, Refusal, WriteToken};
+use crate::effect::{Effect, Event, Refusal, Ticket, WriteToken};
 use crate::envelope::{BootNonce, Envelope};
 use crate::pending::{Requests, Stage};
 use crate::policy::CutPolicy;
 use althing_raft::Raft;
-use althing_raft::entry::ReadsChange;
 use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{Config, Input, PersistSeq, RequestId, Role, Start, View};
 use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
-use althing_raft::roster::ReadSpec;
 use bytes::Bytes;
 use coalesce::coalesce;
 use group::Group;
+pub use stamps::{STAMPS_PER_TICKET_MAX, STAMPS_WAITING_MAX, TICKETS_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 use turn::Turn;
@@ -47,6 +49,9 @@ pub struct HostConfig {
     pub heartbeat_interval: Duration,
     /// When a group's log is cut.
     pub cut: CutPolicy,
+    /// Whether a command takes a revision from the sequencer of its group, if the group has one. Pure, and the same at every
+    /// member.
+    pub needs_stamp: fn(&Bytes) -> bool,
 }
 
 /// What a group starts from.
@@ -80,6 +85,8 @@ pub struct Host {
     /// What each write under way makes durable.
     writes: BTreeMap<WriteToken, Vec<(GroupId, PersistSeq)>>,
     token: WriteToken,
+    /// The last question to a sequencer.
+    ticket: Ticket,
     /// Groups whose commands wait for a write under way to end.
     waiting: BTreeSet<GroupId>,
     turn: Turn,
@@ -98,6 +105,7 @@ impl Host {
             due: BTreeSet::new(),
             writes: BTreeMap::new(),
             token: WriteToken::default(),
+            ticket: Ticket::default(),
             waiting: BTreeSet::new(),
         }
     }
@@ -140,7 +148,8 @@ impl Host {
             let refusal = match pending.stage {
                 Stage::Held => Refusal::NoLeader,
                 Stage::Read if !led => Refusal::NoLeader,
-                Stage::Sent(_) | Stage::Read | Stage::Transfer => Refusal::Timeout,
+                Stage::Stamping => Refusal::NoStamp,
+                Stage::Sent(_) | Stage::Read | Stage::Transfer | Stage::Resolve => Refusal::Timeout,
                 Stage::Committed => unreachable!("invariant: what is committed has no deadline"),
             };
             if let Some(group) = self.groups.get_mut(&pending.group) {
@@ -214,6 +223,14 @@ impl Host {
                 to,
                 deadline,
             } => self.transfer(now, request, group, to, deadline),
+            Event::Resolve {
+                request,
+                group,
+                deadline,
+            } => self.resolve(now, request, group, deadline),
+            Event::Sequenced { group, on } => self.sequenced(group, on),
+            Event::Stamped { group, ticket, first } => self.stamped(now, group, ticket, first),
+            Event::Retire { group, ends_at } => self.retire(group, ends_at),
             Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
             Event::PeerSeen { member, address } => {
                 self.turn.peers |= self.book.seen(member, address);
@@ -271,140 +288,13 @@ impl Host {
         }
     }
 
-    /// Lets a request in, or answers it at once.
-    fn admit(&mut self, request: RequestId, id: GroupId, stage: Stage, deadline: Now) -> Option<&mut Group> {
-        let me = self.config.me;
-        let refusal = match self.groups.get(&id) {
-            None => Some(Refusal::NoGroup),
-            Some(group) if group.soft.config.learners.contains(&me) => Some(Refusal::Learner),
-            Some(group) if !group.soft.config.contains(me) => Some(Refusal::NotMember),
-            Some(_) if self.requests.len() >= REQUESTS_MAX => Some(Refusal::TooManyRequests),
-            Some(_) => None,
-        };
-        if let Some(refusal) = refusal {
-            self.turn.complete(request, Err(refusal));
-            return None;
-        }
-        self.requests.insert(request, id, stage, deadline);
-        self.turn.touched.insert(id);
-        self.groups.get_mut(&id)
-    }
-
-    fn propose(&mut self, request: RequestId, id: GroupId, command: Bytes, deadline: Now) {
-        let full = self.groups.get(&id).is_some_and(|group| {
-            group.held_bytes + command.len() > HELD_BYTES_MAX || group.backlog_bytes > APPLY_BACKLOG_BYTES_MAX
-        });
-        if full {
-            return self.turn.complete(request, Err(Refusal::TooManyRequests));
-        }
-        let (proposer, nonce) = (self.config.me, self.config.nonce);
-        if let Some(group) = self.admit(request, id, Stage::Held, deadline) {
-            group.hold(
-                request,
-                Envelope {
-                    proposer,
-                    nonce,
-                    sequence: request.0,
-                    command,
-                }
-                .encode(),
-            );
-        }
-    }
-
-    /// The request's name inside a configuration entry; the nonce keeps another boot's or member's apart.
-    fn config_request(&self, request: RequestId) -> u64 {
-        self.config.nonce.0.wrapping_add(request.0)
-    }
-
-    #[expect(clippy::too_many_arguments, reason = "the fields of one event")]
-    fn configure(
-        &mut self,
-        now: Now,
-        request: RequestId,
-        id: GroupId,
-        step: althing_raft::entry::ConfigStep,
-        context: Bytes,
-        expected: Option<althing_raft::ids::Index>,
-        deadline: Now,
-    ) {
-        let Some(group) = self.groups.get(&id) else {
-            return self.turn.complete(request, Err(Refusal::NoGroup));
-        };
-        let current = group.soft.config.index;
-        if group.soft.role != Role::Leader {
-            let leader = group.soft.leader;
-            return self.turn.complete(request, Err(Refusal::NotLeader { leader }));
-        }
-        if expected.is_some_and(|expected| expected != current) {
-            return self.turn.complete(request, Err(Refusal::Conflict { current }));
-        }
-        let change = althing_raft::entry::ConfigChange {
-            request: self.config_request(request),
-            step,
-            context,
-        };
-        let me = self.config.me;
-        if self.admit(request, id, Stage::Sent(me), deadline).is_some() {
-            self.step(now, id, Input::ProposeConfig(request, change));
-        }
-    }
-
-    fn set_reads(&mut self, now: Now, request: RequestId, id: GroupId, spec: ReadSpec, deadline: Now) {
-        let Some(group) = self.groups.get(&id) else {
-            return self.turn.complete(request, Err(Refusal::NoGroup));
-        };
-        if group.soft.role != Role::Leader {
-            let leader = group.soft.leader;
-            return self.turn.complete(request, Err(Refusal::NotLeader { leader }));
-        }
-        if let Err(error) = group.raft.validate_reads(&spec) {
-            return self.turn.complete(request, Err(Refusal::SpecInvalid(error)));
-        }
-        let change = ReadsChange {
-            request: self.config_request(request),
-            spec,
-        };
-        let me = self.config.me;
-        if self.admit(request, id, Stage::Sent(me), deadline).is_some() {
-            self.step(now, id, Input::ProposeReads(request, change));
-        }
-    }
-
-    fn transfer(&mut self, now: Now, request: RequestId, id: GroupId, to: Option<MemberId>, deadline: Now) {
-        let me = self.config.me;
-        let Some(group) = self.groups.get(&id) else {
-            return self.turn.complete(request, Err(Refusal::NoGroup));
-        };
-        let voters = &group.soft.config.voters;
-        let possible = match to {
-            Some(to) => voters.contains(&to),
-            None => voters.iter().any(|voter| *voter != me),
-        };
-        let answer = if group.soft.role != Role::Leader {
-            Some(Err(Refusal::NotLeader {
-                leader: group.soft.leader,
-            }))
-        } else if !possible {
-            Some(Err(Refusal::BadTransferee))
-        } else if to == Some(me) {
-            Some(Ok(Done::Transferred { leader: me }))
-        } else {
-            None
-        };
-        if let Some(answer) = answer {
-            return self.turn.complete(request, answer);
-        }
-        if let Some(group) = self.admit(request, id, Stage::Transfer, deadline) {
-            group.transfers.push(request);
-            self.step(now, id, Input::TransferLeader(to));
-        }
-    }
-
     fn receive(&mut self, now: Now, message: Message) {
         let readable = match &message.body {
             // What cannot be read must not get into the log, where every member would have to read it.
-            Body::Forward { commands } => commands.iter().all(|command| Envelope::decode(command.clone()).is_ok()),
+            // Only the leader gives stamps.
+            Body::Forward { commands } => commands
+                .iter()
+                .all(|command| Envelope::decode(command.clone()).is_ok_and(|envelope| envelope.stamp.is_none())),
             // Only whole snapshots count, and those come as `SnapshotReceived`.
             Body::Snapshot { .. } => false,
             Body::PreVote { .. }
@@ -429,6 +319,10 @@ impl Host {
         if !readable || message.to != self.config.me || message.from == self.config.me {
             return;
         }
+        let message = match self.keep_for_stamps(message) {
+            Some(message) => message,
+            None => return,
+        };
         if let Body::Forward { commands } = &message.body
             && self.gated(message.group)
             && let Some(group) = self.groups.get_mut(&message.group)
@@ -477,6 +371,7 @@ impl Host {
 
     /// Hands the turn's proposals and reads to the core.
     fn flush(&mut self, now: Now, id: GroupId) {
+        self.gather_for_stamps(now, id);
         let something = self
             .groups
             .get(&id)
@@ -539,17 +434,28 @@ impl Host {
                 }
             }
             // The copies share the commands' memory.
-            self.turn.proposing = true;
-            self.step(now, id, Input::Propose(batch.clone()));
-            self.turn.proposing = false;
-            let refused = std::mem::take(&mut self.turn.refused);
-            let Some(group) = self.groups.get_mut(&id).filter(|_| !refused.is_empty()) else {
-                continue;
-            };
-            for (request, command) in batch {
-                if refused.contains(&request) && self.requests.stage(request, Stage::Held) {
-                    group.hold(request, command);
-                }
+            self.propose_batch(now, id, batch.clone(), batch);
+        }
+    }
+
+    /// Hands commands to the core. What it does not take is held again, as it was.
+    fn propose_batch(
+        &mut self,
+        now: Now,
+        id: GroupId,
+        batch: Vec<(RequestId, Bytes)>,
+        as_it_was: Vec<(RequestId, Bytes)>,
+    ) {
+        self.turn.proposing = true;
+        self.step(now, id, Input::Propose(batch));
+        self.turn.proposing = false;
+        let refused = std::mem::take(&mut self.turn.refused);
+        let Some(group) = self.groups.get_mut(&id).filter(|_| !refused.is_empty()) else {
+            return;
+        };
+        for (request, command) in as_it_was {
+            if refused.contains(&request) && self.requests.stage(request, Stage::Held) {
+                group.hold(request, command);
             }
         }
     }

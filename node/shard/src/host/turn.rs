@@ -7,7 +7,7 @@ use crate::envelope::Envelope;
 use crate::pending::Stage;
 use althing_raft::entry::{Entry, Payload};
 use althing_raft::ids::{GroupId, Index, MemberId, Now};
-use althing_raft::io::{DropReason, Input, Output, PersistSeq, RequestId, Soft};
+use althing_raft::io::{DropReason, Input, Output, PersistSeq, RequestId, Role, Soft};
 use althing_raft::mark::Mark;
 use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
@@ -96,7 +96,12 @@ impl Host {
 
     fn changed(&mut self, id: GroupId, soft: Soft) {
         let Some(group) = self.groups.get_mut(&id) else { return };
+        let led = (group.soft.role == Role::Leader).then_some(group.soft.term);
         group.soft = soft.clone();
+        if led.is_some_and(|term| soft.role != Role::Leader || soft.term != term) {
+            self.abandon_stamps(id);
+        }
+        let Some(group) = self.groups.get_mut(&id) else { return };
         if let Some(leader) = soft.leader {
             // Whoever asked another leader may wait for ever; only the log knows what became of it.
             let lost: Vec<_> = self
@@ -148,6 +153,7 @@ impl Host {
                         answers.extend(waiter);
                         Work::Command {
                             command: envelope.command,
+                            stamp: envelope.stamp,
                             waiter,
                         }
                     }
@@ -203,6 +209,9 @@ impl Host {
     }
 
     fn read_at(&mut self, id: GroupId, request: RequestId, index: Index) {
+        if self.requests.is(request, Stage::Resolve) {
+            return self.leads_since_resolve(id, request, index);
+        }
         let Some(group) = self.groups.get_mut(&id) else { return };
         if self.requests.contains(request)
             && let Some(done) = group.after(index, request, Done::Read { index })
@@ -215,7 +224,7 @@ impl Host {
     fn dropped(&mut self, now: Now, id: GroupId, request: RequestId, reason: DropReason) {
         let retry_at = now.after(self.config.heartbeat_interval);
         let Some(group) = self.groups.get_mut(&id) else { return };
-        if self.requests.is_read(request) {
+        if self.requests.is(request, Stage::Read) {
             // Reads can always be asked again. Which keys this one looks at is forgotten; the leader need not know.
             group.read_hold_until = retry_at;
             group.reads.push((request, Footprint::All));
@@ -239,7 +248,10 @@ impl Host {
             DropReason::ConfigInvalid => Refusal::ChangeInvalid,
             DropReason::LearnerBehind => Refusal::LearnerBehind,
         };
-        if self.requests.remove(request).is_some() {
+        if let Some(pending) = self.requests.remove(request) {
+            if pending.stage == Stage::Resolve {
+                group.stamps.forget(request);
+            }
             self.turn.complete(request, Err(refusal));
         }
     }

@@ -241,7 +241,11 @@ pub(crate) fn command_outcome(result: &CommandResult) -> Outcome {
                 Some((_, OpResult::Range(range))) => range.kvs.first(),
                 Some((
                     _,
-                    OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Txn { .. } | OpResult::Compact,
+                    OpResult::Put { .. }
+                    | OpResult::Delete { .. }
+                    | OpResult::Txn { .. }
+                    | OpResult::Compact
+                    | OpResult::Shard(_),
                 ))
                 | None => None,
             };
@@ -250,7 +254,7 @@ pub(crate) fn command_outcome(result: &CommandResult) -> Outcome {
                 seen: kv.map(seen),
             }
         }
-        Ok(OpResult::Range(_) | OpResult::Compact) => {
+        Ok(OpResult::Range(_) | OpResult::Compact | OpResult::Shard(_)) => {
             return Outcome::Failed {
                 error: "another kind of answer".to_owned(),
             };
@@ -268,6 +272,7 @@ pub(crate) fn refusal_outcome(op: &Op, refusal: Refusal) -> Outcome {
         Refusal::LeaderChanged
         | Refusal::Timeout
         | Refusal::NoLeader
+        | Refusal::NoStamp
         | Refusal::NotLeader { .. }
         | Refusal::TooManyRequests
         | Refusal::Conflict { .. }

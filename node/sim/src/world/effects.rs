@@ -232,6 +232,8 @@ impl World {
             }
             Effect::Complete { request, result } => self.complete(number, request, result),
             Effect::SendSnapshot { group: _, to, term } => self.send_snapshot(number, to, term, false),
+            Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced here"),
+            Effect::Retired { .. } => unreachable!("invariant: no group is retired here"),
             // Members find each other by id here: addresses are the real shell's business.
             Effect::Peers(_) => {}
             Effect::Changed { group: _, soft } => {
@@ -388,7 +390,7 @@ impl World {
                 Work::Noop => ApplyItem::Noop,
                 Work::Command { .. } if skips && item.position.index.0 % 20 == 0 => ApplyItem::Noop,
                 Work::Command { command, .. } => match althing_store::codec::decode_command(command.clone()) {
-                    Ok(command) => ApplyItem::Command(command),
+                    Ok(command) => ApplyItem::unstamped(command),
                     Err(error) => {
                         self.watch
                             .violation(format!("{member} cannot read entry {}: {error}", item.position.index));

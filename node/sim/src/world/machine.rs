@@ -238,6 +238,7 @@ pub(crate) fn start(
         nonce,
         heartbeat_interval: conditions.heartbeat_interval,
         cut: conditions.cut(),
+        needs_stamp: |_| true,
     });
     let config = Config {
         group: GROUP,

@@ -550,7 +550,14 @@ fn content_hash(payload: &Payload) -> u64 {
 fn work_hash(work: &Work) -> u64 {
     match work {
         Work::Noop => 1,
-        Work::Command { command, waiter: _ } => bytes_hash(command).wrapping_mul(3),
+        Work::Command {
+            command,
+            stamp,
+            waiter: _,
+        } => {
+            let stamp = stamp.map_or(0, |stamp| stamp.0.cast_unsigned());
+            bytes_hash(command).wrapping_mul(3) ^ stamp.wrapping_mul(11)
+        }
         Work::Configure { change, state } => text_hash(&format!("{change:?}{state:?}")).wrapping_mul(5),
         Work::Reads { state } => text_hash(&format!("{state:?}")).wrapping_mul(7),
     }

@@ -6,25 +6,51 @@
 //! keeps until a checkpoint says that the engine has it durably.
 
 use crate::error::StoreError;
-use crate::mvcc::layout::RowId;
-use crate::mvcc::{MemberChanges, Mvcc, Writer};
+use crate::mvcc::layout::{Place, RowId};
+use crate::mvcc::txns::TxnChanges;
+use crate::mvcc::{MemberChanges, Mvcc, State, Writer};
 use crate::state::{Batch, StateStore};
 use bytes::Bytes;
 use std::collections::BTreeMap;
+
+/// New rows of the group's own slot.
+#[derive(Default, Debug)]
+pub(super) struct Written {
+    pub(super) rows: BTreeMap<RowId, Bytes>,
+    pub(super) late: BTreeMap<RowId, Bytes>,
+}
+
+impl Written {
+    pub(super) fn of(&mut self, late: bool) -> &mut BTreeMap<RowId, Bytes> {
+        if late { &mut self.late } else { &mut self.rows }
+    }
+
+    pub(super) fn get(&self, place: Place) -> Option<&Bytes> {
+        let rows = if place.late { &self.late } else { &self.rows };
+        rows.get(&place.id)
+    }
+}
 
 /// Rows and members of batches that the engine does not have.
 #[derive(Default)]
 pub(crate) struct Pending {
     /// In order, because revisions only grow.
     rows: Vec<(RowId, Bytes)>,
+    /// Those whose revisions are below some that were there before.
+    late: BTreeMap<RowId, Bytes>,
     members: MemberChanges,
+    txns: TxnChanges,
     bytes: usize,
     /// Whether the applied record is newer than the engine's, also if there are no rows.
     dirty: bool,
 }
 
 impl Pending {
-    pub(super) fn get(&self, id: RowId) -> Option<&Bytes> {
+    /// A row of the group's own slot.
+    pub(super) fn get(&self, id: RowId, late: bool) -> Option<&Bytes> {
+        if late {
+            return self.late.get(&id);
+        }
         let at = self.rows.binary_search_by_key(&id, |(id, _)| *id).ok()?;
         Some(&self.rows[at].1)
     }
@@ -34,8 +60,9 @@ impl Pending {
     }
 
     /// Adds a batch.
-    pub(super) fn add(&mut self, rows: BTreeMap<RowId, Bytes>, members: MemberChanges) {
-        self.bytes += rows.values().map(Bytes::len).sum::<usize>();
+    pub(super) fn add(&mut self, written: Written, members: MemberChanges, txns: TxnChanges) {
+        let Written { rows, late } = written;
+        self.bytes += rows.values().chain(late.values()).map(Bytes::len).sum::<usize>();
         if let (Some((last, _)), Some((first, _))) = (self.rows.last(), rows.first_key_value()) {
             assert!(
                 last < first,
@@ -43,7 +70,9 @@ impl Pending {
             );
         }
         self.rows.extend(rows);
+        self.late.extend(late);
         self.members.extend(members);
+        self.txns.extend(txns);
         self.dirty = true;
     }
 }
@@ -64,33 +93,57 @@ impl<S: StateStore> Mvcc<S> {
     }
 
     /// The same, by who writes already.
-    pub(super) fn write_pending(&self, _writer: &Writer) -> Result<(), StoreError> {
+    pub(super) fn write_pending(&self, _writer: &Writer<S>) -> Result<(), StoreError> {
         let batch = {
             let state = self.read();
             if !state.pending.dirty {
                 return Ok(());
             }
-            let (slot, pending) = (state.slot, &state.pending);
             let mut batch = Batch::default();
-            // Revisions only grow, and a row is never written twice.
-            batch.run(
-                pending
-                    .rows
-                    .iter()
-                    .map(|(id, row)| (slot.row_key(*id).into(), row.clone())),
-            );
-            for (member, context) in &pending.members {
-                match context {
-                    Some(context) => batch.put(slot.member_key(*member), context.clone()),
-                    None => batch.delete(slot.member_key(*member)),
-                }
-            }
-            batch.put(slot.applied_key(), state.record.encode());
+            state.put_pending(&mut batch);
             batch
         };
         self.store.apply(batch)?;
         // Only writers add to it, and this is the one.
         self.write().pending = Pending::default();
         Ok(())
+    }
+}
+
+impl State {
+    /// Adds the rows that wait for the engine to a batch.
+    pub(super) fn put_rows(&self, batch: &mut Batch) {
+        let (slot, pending) = (self.slot(), &self.pending);
+        // Revisions only grow, and a row is never written twice.
+        batch.run(
+            pending
+                .rows
+                .iter()
+                .map(|(id, row)| (slot.row_key(*id).into(), row.clone())),
+        );
+        // Those do not: each stands for itself.
+        for (id, row) in &pending.late {
+            batch.put(slot.late_key(*id), row.clone());
+        }
+    }
+
+    /// Adds what waits for the engine, and the record of it, to a batch.
+    fn put_pending(&self, batch: &mut Batch) {
+        let (slot, pending) = (self.slot(), &self.pending);
+        self.put_rows(batch);
+        for ((table, txn), row) in &pending.txns {
+            let key = slot.txn_key(*table, *txn);
+            match row {
+                Some(row) => batch.put(key, row.clone()),
+                None => batch.delete(key),
+            }
+        }
+        for (member, context) in &pending.members {
+            match context {
+                Some(context) => batch.put(slot.member_key(*member), context.clone()),
+                None => batch.delete(slot.member_key(*member)),
+            }
+        }
+        batch.put(slot.applied_key(), self.record.encode());
     }
 }

@@ -1,7 +1,8 @@
 //! The key index: every key's changes, in memory, rebuilt from the rows at open.
 
-use crate::mvcc::layout::{ROW_KEY_BYTES, Row, RowId};
-use crate::ops::KeyRange;
+use crate::mvcc::layout::{Place, ROW_KEY_BYTES, Row, RowId, SUB_MAX};
+use crate::ops::{KeyRange, Partitioning, Span};
+use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Bound;
 
@@ -9,37 +10,52 @@ use std::ops::Bound;
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Change {
     main: i64,
+    /// The number inside the revision; the top bit marks a late row.
     sub: u32,
-    /// Bytes of the row's value; the top bit marks a removal.
-    bytes_and_removal: u32,
+    /// Bytes of the row's value in the lower 23 bits, a bit that marks a removal, and above it the number of the source.
+    rest: u32,
 }
 
-const REMOVAL: u32 = 1 << 31;
+const LATE: u32 = SUB_MAX + 1;
+const REMOVAL: u32 = 1 << 23;
+const SOURCE_SHIFT: u32 = 24;
 
 impl Change {
-    pub(crate) fn new(id: RowId, row_bytes: usize, removal: bool) -> Self {
-        // Rows are bounded by the request limit, far below 2 GiB; a larger figure would only spoil an estimate.
+    pub(crate) fn new(place: Place, row_bytes: usize, removal: bool) -> Self {
+        // Rows are bounded by the request limit, below 8 MiB; a larger figure would only spoil an estimate.
         let bytes = u32::try_from(row_bytes).unwrap_or(REMOVAL - 1).min(REMOVAL - 1);
+        assert!(
+            place.id.sub <= SUB_MAX,
+            "invariant: a command changes at most 2^31 keys"
+        );
         Self {
-            main: id.main,
-            sub: id.sub,
-            bytes_and_removal: if removal { bytes | REMOVAL } else { bytes },
+            main: place.id.main,
+            sub: if place.late { place.id.sub | LATE } else { place.id.sub },
+            rest: u32::from(place.source) << SOURCE_SHIFT | if removal { bytes | REMOVAL } else { bytes },
         }
     }
 
-    pub(crate) fn id(self) -> RowId {
-        RowId {
-            main: self.main,
-            sub: self.sub,
+    pub(crate) fn place(self) -> Place {
+        Place {
+            source: self.source(),
+            late: self.sub & LATE != 0,
+            id: RowId {
+                main: self.main,
+                sub: self.sub & !LATE,
+            },
         }
     }
 
     pub(crate) fn removal(self) -> bool {
-        self.bytes_and_removal & REMOVAL != 0
+        self.rest & REMOVAL != 0
+    }
+
+    fn source(self) -> u8 {
+        u8::try_from(self.rest >> SOURCE_SHIFT).expect("invariant: eight bits are left")
     }
 
     fn bytes(self) -> u64 {
-        ROW_KEY_BYTES + u64::from(self.bytes_and_removal & !REMOVAL)
+        ROW_KEY_BYTES + u64::from(self.rest & (REMOVAL - 1))
     }
 }
 
@@ -65,6 +81,11 @@ impl History {
         let after = self.changes.partition_point(|change| change.main <= revision);
         after.checked_sub(1).map(|at| self.changes[at])
     }
+
+    /// Bytes of its rows and their keys.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.changes.iter().map(|change| change.bytes()).sum()
+    }
 }
 
 /// All keys.
@@ -77,6 +98,36 @@ pub(crate) struct Index {
     pub(crate) rows: u64,
     /// Bytes of rows and their keys.
     pub(crate) bytes: u64,
+    /// Rows of each source.
+    by_source: Vec<u64>,
+}
+
+/// Sums over some keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    live_keys: u64,
+    rows: u64,
+    bytes: u64,
+    by_source: Vec<u64>,
+}
+
+impl Sums {
+    fn add(&mut self, history: &History) {
+        self.live_keys += u64::from(history.head.version > 0);
+        self.rows += history.changes.len() as u64;
+        for change in &history.changes {
+            self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
+        }
+    }
+}
+
+fn count_of(counts: &mut Vec<u64>, source: u8) -> &mut u64 {
+    let at = usize::from(source);
+    if counts.len() <= at {
+        counts.resize(at + 1, 0);
+    }
+    &mut counts[at]
 }
 
 /// Where a sweep goes on.
@@ -93,8 +144,20 @@ pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
     match keys {
         KeyRange::Single(key) => Some((Bound::Included(key), Bound::Included(key))),
-        KeyRange::Between(start, end) => (start < end).then_some((Bound::Included(start), Bound::Excluded(end))),
-        KeyRange::From(start) => Some((Bound::Included(start), Bound::Unbounded)),
+        KeyRange::Between(start, end)
+        | KeyRange::Part {
+            start, end: Some(end), ..
+        } => (start < end).then_some((Bound::Included(start), Bound::Excluded(end))),
+        KeyRange::From(start) | KeyRange::Part { start, end: None, .. } => {
+            Some((Bound::Included(start), Bound::Unbounded))
+        }
+    }
+}
+
+fn span_after(at: &[u8]) -> Span {
+    Span {
+        start: Bytes::copy_from_slice(at),
+        end: None,
     }
 }
 
@@ -116,18 +179,32 @@ impl Index {
         self.live_keys -= u64::from(history.head.version > 0);
         self.live_keys += u64::from(head.version > 0);
         self.rows += changes.len() as u64;
-        self.bytes += changes.iter().map(|change| change.bytes()).sum::<u64>();
+        for change in changes {
+            self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
+        }
         history.head = head;
         history.changes.extend_from_slice(changes);
     }
 
-    /// Adds a row met in a scan in revision order.
-    pub(crate) fn load(&mut self, id: RowId, row: &Row, row_bytes: usize) {
+    /// Adds a row met in a scan. The rows of one place come in revision order, the places in any.
+    pub(crate) fn load(&mut self, place: Place, row: &Row, row_bytes: usize) {
         let head = row.live.as_ref().map_or_else(Head::default, |live| Head {
             create: live.create,
             version: live.version,
         });
-        self.extend(&row.key, head, &[Change::new(id, row_bytes, row.live.is_none())]);
+        let change = Change::new(place, row_bytes, row.live.is_none());
+        if let Some(history) = self.keys.get_mut(&row.key[..])
+            && history.changes.last().is_some_and(|last| last.main > change.main)
+        {
+            let at = history.changes.partition_point(|before| before.main <= change.main);
+            history.changes.insert(at, change);
+            self.rows += 1;
+            self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
+            return;
+        }
+        self.extend(&row.key, head, &[change]);
     }
 
     /// Forgets, for up to `keys_max` keys after `after`, what nobody at or after `compacted` can see, up to `rows_max`
@@ -141,7 +218,7 @@ impl Index {
         compacted: i64,
         keys_max: usize,
         rows_max: usize,
-    ) -> (Vec<RowId>, Option<SweepCursor>) {
+    ) -> (Vec<Place>, Option<SweepCursor>) {
         let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut dropped = Vec::new();
         let mut emptied = Vec::new();
@@ -162,7 +239,8 @@ impl Index {
             for change in history.changes.drain(..now) {
                 self.rows -= 1;
                 self.bytes -= change.bytes();
-                dropped.push(change.id());
+                *count_of(&mut self.by_source, change.source()) -= 1;
+                dropped.push(change.place());
             }
             if now < gone {
                 more = true;
@@ -180,5 +258,104 @@ impl Index {
         let start = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let more = more || self.keys.range::<[u8], _>((start, Bound::Unbounded)).next().is_some();
         (dropped, more.then_some(SweepCursor { after: last }))
+    }
+
+    /// Rows of a source.
+    pub(crate) fn rows_of(&self, source: u8) -> u64 {
+        self.by_source.get(usize::from(source)).copied().unwrap_or_default()
+    }
+
+    /// What there is at and after a partition key.
+    pub(crate) fn sums_after(&self, partitioning: Partitioning, at: &[u8]) -> Sums {
+        let mut sums = Sums::default();
+        match partitioning {
+            Partitioning::Range => {
+                let after = self.range((Bound::Included(at), Bound::Unbounded));
+                after.for_each(|(_, history)| sums.add(history));
+            }
+            Partitioning::Hash { .. } => {
+                let after = span_after(at);
+                let inside = self.keys.iter().filter(|(key, _)| partitioning.is_in(key, &after));
+                inside.for_each(|(_, history)| sums.add(history));
+            }
+        }
+        sums
+    }
+
+    /// Takes out what is at and after a partition key, of which these are the sums.
+    pub(crate) fn split_off(&mut self, partitioning: Partitioning, at: &[u8], sums: Sums) -> Self {
+        let keys = match partitioning {
+            Partitioning::Range => self.keys.split_off(at),
+            Partitioning::Hash { .. } => {
+                let after = span_after(at);
+                self.keys
+                    .extract_if(.., |key, _| partitioning.is_in(key, &after))
+                    .collect()
+            }
+        };
+        let Sums {
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        } = sums;
+        self.live_keys -= live_keys;
+        self.rows -= rows;
+        self.bytes -= bytes;
+        for (rows, gone) in self.by_source.iter_mut().zip(&by_source) {
+            *rows -= gone;
+        }
+        Self {
+            keys,
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        }
+    }
+
+    /// Gives sources other numbers: the one at each place of the list becomes the one that stands there.
+    pub(crate) fn renumber(&mut self, numbers: &[u8]) {
+        let mut by_source = Vec::new();
+        for history in self.keys.values_mut() {
+            for change in &mut history.changes {
+                let number = numbers[usize::from(change.source())];
+                change.rest = change.rest & !(u32::from(u8::MAX) << SOURCE_SHIFT) | u32::from(number) << SOURCE_SHIFT;
+                *count_of(&mut by_source, number) += 1;
+            }
+        }
+        self.by_source = by_source;
+    }
+
+    /// Takes in other keys.
+    pub(crate) fn append(&mut self, other: Self) {
+        let Self {
+            mut keys,
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        } = other;
+        self.keys.append(&mut keys);
+        self.live_keys += live_keys;
+        self.rows += rows;
+        self.bytes += bytes;
+        for (source, rows) in (0_u8..=u8::MAX).zip(by_source) {
+            *count_of(&mut self.by_source, source) += rows;
+        }
+    }
+
+    /// Takes out some changes, for an index that is being given up; none if nothing is left.
+    pub(crate) fn take_some(&mut self, rows_max: usize) -> Vec<Place> {
+        let mut places = Vec::new();
+        while places.len() < rows_max
+            && let Some(mut first) = self.keys.first_entry()
+        {
+            match first.get_mut().changes.pop() {
+                Some(change) => places.push(change.place()),
+                None => drop(first.remove()),
+            }
+        }
+        places
     }
 }

@@ -5,6 +5,10 @@
 //! group u64 | 'D' | slot u32 | 'A'            -> applied record
 //! group u64 | 'D' | slot u32 | 'M' | member   -> the member's context
 //! group u64 | 'D' | slot u32 | 'R' | main u64 | sub u32 -> revision row
+//! group u64 | 'D' | slot u32 | 'L' | main u64 | sub u32 -> late row: of a revision below some that
+//!                                                           were there already, behind the index of its entry
+//! group u64 | 'D' | slot u32 | 'P' | transaction -> what of it is prepared here
+//! group u64 | 'D' | slot u32 | 'T' | transaction -> what was decided about it here
 //! ```
 //!
 //! Big-endian in keys, so that byte order is number order; little-endian in values. Revision-major rows are written in order,
@@ -14,10 +18,12 @@
 use crate::codec::{
     CodecError, Reader, decode_reads, decode_snapshot_meta, encode_reads, encode_snapshot_meta, put_bytes,
 };
-use crate::ops::{KeyValue, Revision};
+use crate::mvcc::shard::Shard;
+use crate::mvcc::txns::Table;
+use crate::ops::{KeyValue, Revision, TxnId};
 use crate::state::KeySpan;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::{GroupId, MemberId};
+use althing_raft::ids::{GroupId, Index, MemberId};
 use althing_raft::roster::ReadsState;
 use bytes::{BufMut, Bytes};
 
@@ -31,11 +37,24 @@ pub(crate) struct RowId {
     pub(crate) sub: u32,
 }
 
+/// Largest number of a change inside its revision: the index needs a bit of it.
+pub(crate) const SUB_MAX: u32 = u32::MAX >> 1;
+
+/// Where a row lies: in which of the group's sources, among which of its rows, under which number.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub(crate) struct Place {
+    /// Which slot, by its number in the group's list of them (`crate::mvcc::sources`).
+    pub(crate) source: u8,
+    /// Whether it is a late row: one of a revision below some that were there before it.
+    pub(crate) late: bool,
+    pub(crate) id: RowId,
+}
+
 /// Bytes of a revision row's key, for size estimates.
 pub(crate) const ROW_KEY_BYTES: u64 = 8 + 1 + 4 + 1 + 8 + 4;
 
 /// A group's slot: the prefix of its keys.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Slot {
     pub(crate) group: GroupId,
     pub(crate) number: u32,
@@ -53,6 +72,13 @@ pub(crate) fn data_prefix(group: GroupId) -> Vec<u8> {
     key.put_u64(group.0);
     key.push(b'D');
     key
+}
+
+fn txn_kind(table: Table) -> u8 {
+    match table {
+        Table::Prepared => b'P',
+        Table::Decided => b'T',
+    }
 }
 
 impl Slot {
@@ -89,6 +115,26 @@ impl Slot {
         key
     }
 
+    /// The key of a row that lies in it.
+    pub(crate) fn key_of(self, place: Place) -> Vec<u8> {
+        if place.late {
+            self.late_key(place.id)
+        } else {
+            self.row_key(place.id)
+        }
+    }
+
+    pub(crate) fn late_key(self, id: RowId) -> Vec<u8> {
+        let mut key = self.kind(b'L');
+        key.put_i64(id.main);
+        key.put_u32(id.sub);
+        key
+    }
+
+    pub(crate) fn late_span(self) -> KeySpan {
+        KeySpan::prefix(&self.kind(b'L'))
+    }
+
     /// Rows up to and with revision `to`.
     pub(crate) fn rows_span(self, to: i64) -> KeySpan {
         let end = RowId {
@@ -107,12 +153,46 @@ impl Slot {
 
     /// What a row's key says; `None` if it is not one of this slot.
     pub(crate) fn parse_row_key(self, key: &[u8]) -> Option<RowId> {
-        let rest = key.strip_prefix(&self.kind(b'R')[..])?;
+        self.parse_id(b'R', key)
+    }
+
+    pub(crate) fn parse_late_key(self, key: &[u8]) -> Option<RowId> {
+        self.parse_id(b'L', key)
+    }
+
+    fn parse_id(self, kind: u8, key: &[u8]) -> Option<RowId> {
+        let rest = key.strip_prefix(&self.kind(kind)[..])?;
         let (main, sub) = rest.split_at_checked(8)?;
-        Some(RowId {
+        let sub = u32::from_be_bytes(sub.try_into().ok()?);
+        (sub <= SUB_MAX).then_some(RowId {
             main: i64::from_be_bytes(main.try_into().ok()?),
-            sub: u32::from_be_bytes(sub.try_into().ok()?),
+            sub,
         })
+    }
+
+    /// Rows of transactions: what is prepared, or what was decided.
+    pub(crate) fn txns_span(self, table: Table) -> KeySpan {
+        KeySpan::prefix(&self.kind(txn_kind(table)))
+    }
+
+    pub(crate) fn txn_key(self, table: Table, txn: TxnId) -> Vec<u8> {
+        let mut key = self.kind(txn_kind(table));
+        for part in [txn.member.0, txn.nonce, txn.number] {
+            key.put_u64(part);
+        }
+        key
+    }
+
+    pub(crate) fn parse_txn_key(self, table: Table, key: &[u8]) -> Option<TxnId> {
+        let rest = key.strip_prefix(&self.kind(txn_kind(table))[..])?;
+        let mut parts = rest.chunks(8).map(|part| part.try_into().map(u64::from_be_bytes));
+        let mut part = || parts.next()?.ok();
+        let txn = TxnId {
+            member: MemberId(part()?),
+            nonce: part()?,
+            number: part()?,
+        };
+        (rest.len() == 24).then_some(txn)
     }
 
     pub(crate) fn parse_member_key(self, key: &[u8]) -> Option<MemberId> {
@@ -120,6 +200,9 @@ impl Slot {
         Some(MemberId(u64::from_be_bytes(rest.try_into().ok()?)))
     }
 }
+
+/// Bytes that a late row has before it.
+const LATE_HEADER_BYTES: usize = 8;
 
 /// One change of one key, as stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -185,6 +268,20 @@ impl Row {
         Ok(Self { key, live })
     }
 
+    /// A late row's value, which says up to where entries were applied when it was written: `index u64 | row`.
+    pub(crate) fn into_late(row: &[u8], at: Index) -> Vec<u8> {
+        let mut out = Vec::with_capacity(LATE_HEADER_BYTES + row.len());
+        out.put_u64_le(at.0);
+        out.put_slice(row);
+        out
+    }
+
+    pub(crate) fn split_late(value: Bytes) -> Result<(Index, Bytes), CodecError> {
+        let mut reader = Reader(value);
+        let at = Index(reader.u64("a late row's entry")?);
+        Ok((at, reader.0))
+    }
+
     /// The row as clients see it; `None` for a removal.
     pub(crate) fn into_key_value(self, main: i64) -> Option<KeyValue> {
         let live = self.live?;
@@ -201,6 +298,8 @@ impl Row {
 
 /// Version of an applied record that also says how reads are answered.
 const APPLIED_WITH_READS: u8 = 2;
+/// ... and what the group is as a shard.
+const APPLIED_WITH_SHARD: u8 = 3;
 
 /// The applied record: what a slot's rows are the state of. Written in the same batch as they are.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -212,6 +311,8 @@ pub(crate) struct AppliedRecord {
     pub(crate) compacted: i64,
     /// ... and before this also on disk.
     pub(crate) swept: i64,
+    /// What it is as a shard.
+    pub(crate) shard: Shard,
 }
 
 impl AppliedRecord {
@@ -222,13 +323,19 @@ impl AppliedRecord {
             current: 1,
             compacted: -1,
             swept: -1,
+            shard: Shard::default(),
         }
     }
 
     pub(crate) fn encode(&self) -> Vec<u8> {
-        // A group that never asked for another way to read is written as earlier versions wrote it.
-        let with_reads = self.meta.reads != ReadsState::default();
-        let mut out = vec![if with_reads { APPLIED_WITH_READS } else { ROW_VERSION }];
+        // A group that never asked for another way to read, or that is all of its keyspace, is written as earlier versions wrote it.
+        let with_shard = self.shard != Shard::default();
+        let with_reads = with_shard || self.meta.reads != ReadsState::default();
+        let mut out = vec![match (with_reads, with_shard) {
+            (_, true) => APPLIED_WITH_SHARD,
+            (true, false) => APPLIED_WITH_READS,
+            (false, false) => ROW_VERSION,
+        }];
         out.put_i64_le(self.current);
         out.put_i64_le(self.compacted);
         out.put_i64_le(self.swept);
@@ -236,14 +343,18 @@ impl AppliedRecord {
         if with_reads {
             encode_reads(&self.meta.reads, &mut out);
         }
+        if with_shard {
+            self.shard.encode(&mut out);
+        }
         out
     }
 
     pub(crate) fn decode(bytes: Bytes) -> Result<Self, CodecError> {
         let mut reader = Reader(bytes);
-        let with_reads = match reader.u8("applied record")? {
-            ROW_VERSION => false,
-            APPLIED_WITH_READS => true,
+        let (with_reads, with_shard) = match reader.u8("applied record")? {
+            ROW_VERSION => (false, false),
+            APPLIED_WITH_READS => (true, false),
+            APPLIED_WITH_SHARD => (true, true),
             tag => {
                 return Err(CodecError::Tag {
                     what: "applied record version",
@@ -258,12 +369,18 @@ impl AppliedRecord {
         if with_reads {
             meta.reads = decode_reads(&mut reader.0)?;
         }
+        let shard = if with_shard {
+            Shard::decode(&mut reader)?
+        } else {
+            Shard::default()
+        };
         reader.finish("applied record")?;
         Ok(Self {
             meta,
             current,
             compacted,
             swept,
+            shard,
         })
     }
 }

@@ -10,10 +10,21 @@ mod exec;
 mod index;
 mod install;
 pub(crate) mod layout;
+mod middle;
+mod open;
+mod refs;
+mod retire;
+pub(crate) mod shard;
+mod shard_exec;
+pub(crate) mod sources;
+mod split;
+pub(crate) mod txns;
 mod view;
 
 use crate::error::StoreError;
-use crate::ops::{Command, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use crate::ops::{
+    Command, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn, TxnId,
+};
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::{ConfigChange, ConfigState, SnapshotMeta};
 use althing_raft::ids::{GroupId, MemberId};
@@ -23,15 +34,16 @@ use bytes::Bytes;
 use exec::Exec;
 pub(crate) use index::Index;
 use index::SweepCursor;
-use layout::{AppliedRecord, Row, RowId, Slot, data_prefix, slot_key};
+use layout::{AppliedRecord, Place, Row, Slot};
+pub use refs::{groups, tidy};
+use retire::Leftover;
+use shard::{Access, Shard};
+use sources::Source;
+pub use split::CHILD_BIRTH;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use txns::Transactions;
 use view::{Fail, View, finish_range, read_revision, rows_wanted};
-
-/// Keys that one `compact_step` looks at: about a millisecond of the index's lock.
-const SWEEP_KEYS_MAX: usize = 4096;
-/// Rows that it deletes at most: a batch that the engine can make durable as a whole.
-const SWEEP_ROWS_MAX: usize = crate::state::REMOVALS_MAX;
 
 /// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
 const READ_RETRIES: usize = 3;
@@ -45,9 +57,46 @@ pub enum ApplyItem {
     /// Nothing for the state machine: a leader's first entry, or a configuration change that the core refused.
     Noop,
     /// A client's command.
-    Command(Command),
+    Command {
+        /// What to do.
+        command: Command,
+        /// The revision that the sequencer gave out for it; `None` in a dense shard, and for what takes none
+        /// ([`crate::codec::needs_stamp`]).
+        stamp: Option<Revision>,
+    },
     /// A configuration change that took effect.
     Config(ConfigChange),
+}
+
+impl ApplyItem {
+    /// A command without a revision of its own.
+    #[must_use]
+    pub fn unstamped(command: Command) -> Self {
+        Self::Command { command, stamp: None }
+    }
+
+    /// Whether this must be the last item of the batch that it is applied with: its answer names the batch's position, or the group is
+    /// another one afterwards.
+    #[must_use]
+    pub fn ends_batch(&self) -> bool {
+        match self {
+            Self::Command {
+                command:
+                    Command::Shard(ShardCommand::Split { .. } | ShardCommand::Seal { .. } | ShardCommand::Absorb { .. }),
+                ..
+            } => true,
+            Self::Command { .. } | Self::Noop | Self::Config(_) => false,
+        }
+    }
+}
+
+/// Whether a read minds the locks of transactions over several shards.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Locks {
+    /// It does: what a decision may just be changing is refused with `Locked`. For linearizable reads.
+    Heed,
+    /// It takes what is there. For serializable reads.
+    Ignore,
 }
 
 /// What became of a command.
@@ -86,10 +135,16 @@ pub enum Sweep {
 
 /// What readers see. Changed only under the write lock.
 pub(crate) struct State {
-    pub(crate) slot: Slot,
+    pub(crate) group: GroupId,
+    /// Where its rows lie.
+    pub(crate) sources: Vec<Source>,
+    /// Which of them it writes into.
+    pub(crate) own: u8,
     pub(crate) record: AppliedRecord,
     pub(crate) members: BTreeMap<MemberId, Bytes>,
     pub(crate) index: Index,
+    /// What it has taken part in with other shards.
+    pub(crate) txns: Transactions,
     /// What of it the engine does not have yet.
     pub(crate) pending: Pending,
 }
@@ -97,24 +152,77 @@ pub(crate) struct State {
 impl State {
     pub(crate) fn fresh(slot: Slot) -> Self {
         Self {
-            slot,
+            group: slot.group,
+            sources: vec![Source::own(slot)],
+            own: 0,
             record: AppliedRecord::fresh(),
             members: BTreeMap::new(),
             index: Index::default(),
+            txns: Transactions::default(),
             pending: Pending::default(),
         }
     }
 
+    /// The slot that it writes into.
+    pub(crate) fn slot(&self) -> Slot {
+        self.sources[usize::from(self.own)].slot
+    }
+
+    /// The engine's key of a row.
+    fn key_of(&self, place: Place) -> Vec<u8> {
+        self.sources[usize::from(place.source)].slot.key_of(place)
+    }
+
+    /// A row that the engine does not have yet.
+    fn waiting(&self, place: Place) -> Option<&Bytes> {
+        if place.source == self.own {
+            self.pending.get(place.id, place.late)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a read of what is owned or not may be answered now.
+    fn admit_read(&self, owned: impl FnOnce(&Shard) -> bool) -> Result<(), OpError> {
+        let shard = &self.record.shard;
+        if !owned(shard) {
+            return Err(OpError::WrongShard);
+        }
+        if shard.sealed.is_some() {
+            return Err(OpError::Sealed);
+        }
+        Ok(())
+    }
+
+    /// The revision that a read looks at.
+    fn read_revision(&self, asked: Option<Revision>) -> Result<i64, OpError> {
+        read_revision(asked, self.record.current, self.newest_read(), self.record.compacted)
+    }
+
+    /// The newest revision that a read may ask for. Whoever reads a sequenced shard has asked the sequencer what there is, and waited
+    /// for this shard to have its part of it.
+    fn newest_read(&self) -> i64 {
+        match self.record.shard.source {
+            RevisionSource::Dense => self.record.current,
+            RevisionSource::Sequenced => i64::MAX,
+        }
+    }
+
     /// A row that the index names, parsed.
-    fn key_value(&self, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
-        parse_row(self.slot.group, id, row)
+    fn key_value(&self, place: Place, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+        parse_row(self.group, place, row)
     }
 }
 
-fn parse_row(group: GroupId, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
-    let corrupt = |what: String| StoreError::Corrupt { group, what };
+fn parse_row(group: GroupId, place: Place, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+    let (corrupt, id) = (|what: String| StoreError::Corrupt { group, what }, place.id);
     let row = row.ok_or_else(|| corrupt(format!("the row of revision {}.{} is missing", id.main, id.sub)))?;
-    let row = Row::decode(row).map_err(|source| StoreError::Unreadable {
+    let row = if place.late {
+        Row::split_late(row).map(|(_, row)| row)
+    } else {
+        Ok(row)
+    };
+    let row = row.and_then(Row::decode).map_err(|source| StoreError::Unreadable {
         group,
         what: "a revision row",
         source,
@@ -124,16 +232,53 @@ fn parse_row(group: GroupId, id: RowId, row: Option<Bytes>) -> Result<crate::ops
 }
 
 /// What only the writing thread needs.
-#[derive(Default)]
-struct Writer {
+struct Writer<S> {
     /// The sweep under way: its target and where it stands.
     sweep: Option<(i64, SweepCursor)>,
-    /// Slots that hold rows nobody needs.
-    stale_slots: Vec<u32>,
+    /// Slots that hold rows nobody needs, unless a group still refers to them.
+    stale_slots: Vec<Slot>,
+    /// What is left of an earlier state in slots that others still refer to.
+    leftovers: Vec<Leftover>,
     /// The slot of the import under way.
     importing: Option<u32>,
     /// Largest slot number ever used since open.
     last_slot: u32,
+    /// One clone per live export; a sweep waits until there is only this one.
+    exports: Arc<()>,
+    /// The same of groups whose rows are here now, from before they were.
+    pins: Vec<Weak<()>>,
+    /// The group that the last split made.
+    born: Option<Box<Mvcc<S>>>,
+}
+
+impl<S> Writer<S> {
+    fn new(last_slot: u32) -> Self {
+        Self {
+            sweep: None,
+            stale_slots: Vec::new(),
+            leftovers: Vec::new(),
+            importing: None,
+            last_slot,
+            exports: Arc::new(()),
+            pins: Vec::new(),
+            born: None,
+        }
+    }
+
+    /// Whether somebody is still reading what is here, so that nothing may be deleted.
+    fn is_pinned(&mut self) -> bool {
+        self.pins.retain(|pin| pin.strong_count() > 0);
+        !self.pins.is_empty() || Arc::strong_count(&self.exports) > 1
+    }
+
+    /// What another group must wait for that has rows of this one from now on. Exports that begin later are no matter.
+    fn hand_out_pins(&mut self) -> Vec<Weak<()>> {
+        if Arc::strong_count(&self.exports) > 1 {
+            self.pins.push(Arc::downgrade(&self.exports));
+            self.exports = Arc::new(());
+        }
+        self.pins.clone()
+    }
 }
 
 /// One group's state machine. See the module for threads.
@@ -141,85 +286,10 @@ pub struct Mvcc<S> {
     store: S,
     group: GroupId,
     state: RwLock<State>,
-    writer: Mutex<Writer>,
-    /// One clone per live export; a sweep waits until there is only this one.
-    exports: Arc<()>,
+    writer: Mutex<Writer<S>>,
 }
 
 impl<S: StateStore> Mvcc<S> {
-    /// Opens a group's state and rebuilds its index by a walk over its rows. A group that was never written is fresh:
-    /// revision 1, nothing applied, no members.
-    ///
-    /// # Errors
-    /// If the engine fails or what it holds contradicts itself: rebuild from a snapshot and the log then.
-    pub fn open(store: S, group: GroupId) -> Result<Self, StoreError> {
-        let unreadable = |what| move |source| StoreError::Unreadable { group, what, source };
-        let number = match store.get(&slot_key(group))? {
-            None => 0,
-            Some(bytes) => {
-                let what = || StoreError::Corrupt {
-                    group,
-                    what: "the slot record has not four bytes".to_owned(),
-                };
-                u32::from_le_bytes(bytes[..].try_into().map_err(|_| what())?)
-            }
-        };
-        let slot = Slot { group, number };
-        // What an interrupted snapshot installation left.
-        let all = KeySpan::prefix(&data_prefix(group));
-        let current = KeySpan::prefix(&slot.prefix());
-        store.clear(&KeySpan {
-            start: all.start,
-            end: Some(current.start),
-        })?;
-        if let Some(start) = current.end {
-            store.clear(&KeySpan { start, end: all.end })?;
-        }
-
-        let mut state = State::fresh(slot);
-        if let Some(bytes) = store.get(&slot.applied_key())? {
-            state.record = AppliedRecord::decode(bytes).map_err(unreadable("the applied record"))?;
-        }
-        walk(&store, slot.members_span(), |key, context| {
-            let member = slot.parse_member_key(&key);
-            let what = || StoreError::Corrupt {
-                group,
-                what: "a member's key has a wrong length".to_owned(),
-            };
-            state.members.insert(member.ok_or_else(what)?, context);
-            Ok(())
-        })?;
-        walk(&store, slot.all_rows_span(), |key, value| {
-            let id = slot.parse_row_key(&key);
-            let id = id.ok_or_else(|| StoreError::Corrupt {
-                group,
-                what: "a row's key has a wrong length".to_owned(),
-            })?;
-            if id.main > state.record.current {
-                let what = format!(
-                    "a row of revision {} although the current one is {}",
-                    id.main, state.record.current
-                );
-                return Err(StoreError::Corrupt { group, what });
-            }
-            let bytes = value.len();
-            let row = Row::decode(value).map_err(unreadable("a revision row"))?;
-            state.index.load(id, &row, bytes);
-            Ok(())
-        })?;
-        let writer = Writer {
-            last_slot: number,
-            ..Writer::default()
-        };
-        Ok(Self {
-            store,
-            group,
-            state: RwLock::new(state),
-            writer: Mutex::new(writer),
-            exports: Arc::new(()),
-        })
-    }
-
     /// What it stands on.
     #[must_use]
     pub fn engine(&self) -> &S {
@@ -237,7 +307,7 @@ impl<S: StateStore> Mvcc<S> {
             if state.record != AppliedRecord::fresh() || !state.members.is_empty() {
                 return Err(StoreError::Bootstrapped { group: self.group });
             }
-            (state.slot, state.record.clone())
+            (state.slot(), state.record.clone())
         };
         record.meta.config = config;
         let mut batch = Batch::default();
@@ -257,12 +327,20 @@ impl<S: StateStore> Mvcc<S> {
     /// # Errors
     /// The inner one is the client's: compacted or future revision. The outer one is the engine's.
     pub fn range(&self, range: &Range) -> Result<RangeAnswer, StoreError> {
+        self.range_with(range, Locks::Heed)
+    }
+
+    /// As `range`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    pub fn range_with(&self, range: &Range, locks: Locks) -> Result<RangeAnswer, StoreError> {
         for _ in 0..READ_RETRIES {
-            if let Some(answer) = self.look(self.read(), range, false)? {
+            if let Some(answer) = self.look(self.read(), range, locks, false)? {
                 return Ok(answer);
             }
         }
-        let answer = self.look(self.read(), range, true)?;
+        let answer = self.look(self.read(), range, locks, true)?;
         Ok(answer.expect("invariant: nothing vanishes under the lock"))
     }
 
@@ -271,8 +349,16 @@ impl<S: StateStore> Mvcc<S> {
     /// # Errors
     /// As of `range`.
     pub fn try_range(&self, range: &Range) -> Result<Option<RangeAnswer>, StoreError> {
+        self.try_range_with(range, Locks::Heed)
+    }
+
+    /// As `try_range`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    pub fn try_range_with(&self, range: &Range, locks: Locks) -> Result<Option<RangeAnswer>, StoreError> {
         match free(self.state.try_read()) {
-            Some(state) => self.look(state, range, false),
+            Some(state) => self.look(state, range, locks, false),
             None => Ok(None),
         }
     }
@@ -282,11 +368,18 @@ impl<S: StateStore> Mvcc<S> {
         &self,
         state: RwLockReadGuard<'_, State>,
         range: &Range,
+        locks: Locks,
         hold: bool,
     ) -> Result<Option<RangeAnswer>, StoreError> {
-        let (slot, record) = (state.slot, &state.record);
+        let record = &state.record;
         let current = record.current;
-        let revision = match read_revision(range.revision, current, record.compacted) {
+        let admitted = state.admit_read(|shard| shard.territory.owns_all(&range.keys));
+        let free = |()| match locks {
+            Locks::Heed => state.txns.admit(&range.keys, Access::Read, range.revision),
+            Locks::Ignore => Ok(()),
+        };
+        let admitted = admitted.and_then(free);
+        let revision = match admitted.and_then(|()| state.read_revision(range.revision)) {
             Ok(revision) => revision,
             Err(error) => return Ok(Some(Err(error))),
         };
@@ -295,11 +388,15 @@ impl<S: StateStore> Mvcc<S> {
             delta: None,
         }
         .list(&range.keys, revision, rows_wanted(range));
-        let pending: Vec<_> = listing.rows.iter().map(|id| state.pending.get(*id).cloned()).collect();
+        let found = listing.rows.iter().map(|place| match state.waiting(*place) {
+            Some(row) => Err(row.clone()),
+            None => Ok(state.key_of(*place)),
+        });
+        let found: Vec<_> = found.collect();
         let held = hold.then_some(state);
-        let rows = listing.rows.iter().zip(pending).map(|(id, row)| match row {
-            Some(row) => Ok(Some(row)),
-            None => self.store.get(&slot.row_key(*id)),
+        let rows = found.into_iter().map(|found| match found {
+            Err(row) => Ok(Some(row)),
+            Ok(key) => self.store.get(&key),
         });
         let rows = rows.collect::<Result<Vec<_>, _>>()?;
         // Rows vanish between listing and fetching if a sweep or a snapshot passes; what is true now is in the index.
@@ -310,7 +407,7 @@ impl<S: StateStore> Mvcc<S> {
             .rows
             .iter()
             .zip(rows)
-            .map(|(id, row)| parse_row(self.group, *id, row));
+            .map(|(place, row)| parse_row(self.group, *place, row));
         let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
         let result = finish_range(range, kvs, listing.count);
         Ok(Some(Ok((Revision(current), result))))
@@ -324,9 +421,27 @@ impl<S: StateStore> Mvcc<S> {
     /// # Panics
     /// If the transaction could write: those go through the log.
     pub fn read_txn(&self, txn: &Txn) -> Result<Result<(Revision, OpResult), OpError>, StoreError> {
+        self.read_txn_with(txn, Locks::Heed)
+    }
+
+    /// As `read_txn`, minding locks or not.
+    ///
+    /// # Errors
+    /// As of `range`.
+    ///
+    /// # Panics
+    /// As `read_txn`.
+    pub fn read_txn_with(&self, txn: &Txn, locks: Locks) -> Result<Result<(Revision, OpResult), OpError>, StoreError> {
         assert!(txn.read_only(), "invariant: transactions that write go through the log");
         let state = self.read();
-        let mut exec = Exec::new(&self.store, &state);
+        let free = |()| match locks {
+            Locks::Heed => state.txns.admit_txn(txn),
+            Locks::Ignore => Ok(()),
+        };
+        if let Err(error) = state.admit_read(|shard| shard.owns_txn(txn)).and_then(free) {
+            return Ok(Err(error));
+        }
+        let mut exec = Exec::reading(&self.store, &state);
         match exec.txn(txn) {
             Ok(result) => Ok(Ok((Revision(state.record.current), result))),
             Err(Fail::Op(error)) => Ok(Err(error)),
@@ -360,6 +475,39 @@ impl<S: StateStore> Mvcc<S> {
         self.read().members.clone()
     }
 
+    /// What it owns.
+    #[must_use]
+    pub fn territory(&self) -> Territory {
+        self.read().record.shard.territory.clone()
+    }
+
+    /// Where its revisions come from.
+    #[must_use]
+    pub fn source(&self) -> RevisionSource {
+        self.read().record.shard.source
+    }
+
+    /// The operation that sealed it, if it is sealed.
+    #[must_use]
+    pub fn sealed(&self) -> Option<u64> {
+        self.read().record.shard.sealed
+    }
+
+    /// Transactions over several shards that wait here for their decision, with the group that knows it, oldest id first.
+    #[must_use]
+    pub fn prepared(&self) -> Vec<(TxnId, GroupId)> {
+        let state = self.read();
+        let prepared = state.txns.prepared.iter();
+        prepared.map(|(txn, prepared)| (*txn, prepared.coordinator)).collect()
+    }
+
+    /// Transactions over several shards that are prepared here and not finished, and decisions that have to be remembered.
+    #[must_use]
+    pub fn transactions(&self) -> usize {
+        let state = self.read();
+        state.txns.prepared.len() + state.txns.decided.len()
+    }
+
     /// Sizes, for metrics and `Status`.
     ///
     /// # Errors
@@ -391,68 +539,6 @@ impl<S: StateStore> Mvcc<S> {
         Ok(applied)
     }
 
-    /// Deletes a bounded number of rows that compaction or an installed snapshot made unreachable. Called by the writing
-    /// thread between batches, until it says `Done`.
-    ///
-    /// # Errors
-    /// If the engine fails.
-    pub fn compact_step(&self) -> Result<Sweep, StoreError> {
-        let mut writer = self.writer();
-        if Arc::strong_count(&self.exports) > 1 {
-            return Ok(Sweep::Paused);
-        }
-        if let Some(number) = writer.stale_slots.last().copied() {
-            let span = KeySpan::prefix(
-                &Slot {
-                    group: self.group,
-                    number,
-                }
-                .prefix(),
-            );
-            if self.store.clear_some(
-                &span,
-                PageLimit {
-                    rows: SWEEP_ROWS_MAX,
-                    ..PageLimit::WALK
-                },
-            )? {
-                writer.stale_slots.pop();
-            }
-            return Ok(Sweep::More);
-        }
-        {
-            let state = self.read();
-            if state.record.swept >= state.record.compacted {
-                return Ok(Sweep::Done);
-            }
-        }
-        // What is deleted and the record of it must not overtake what was applied before.
-        self.write_pending(&writer)?;
-        let mut state = self.write();
-        let (target, cursor) = writer
-            .sweep
-            .take()
-            .unwrap_or((state.record.compacted, SweepCursor::default()));
-        let (dropped, cursor) = state
-            .index
-            .prune(cursor.after.as_deref(), target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
-        let slot = state.slot;
-        let mut batch = Batch::default();
-        for id in dropped {
-            batch.delete(slot.row_key(id));
-        }
-        match cursor {
-            Some(cursor) => writer.sweep = Some((target, cursor)),
-            None => {
-                state.record.swept = target;
-                batch.put(slot.applied_key(), state.record.encode());
-            }
-        }
-        drop(state);
-        self.store.apply(batch)?;
-        Ok(Sweep::More)
-    }
-
     // A panic under these locks leaves the state as the engine has it (it is changed only afterwards), so poison says nothing.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -462,7 +548,7 @@ impl<S: StateStore> Mvcc<S> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer(&self) -> MutexGuard<'_, Writer> {
+    fn writer(&self) -> MutexGuard<'_, Writer<S>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

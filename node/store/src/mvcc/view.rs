@@ -2,7 +2,7 @@
 
 use crate::error::StoreError;
 use crate::mvcc::index::{Change, History, Index, bounds};
-use crate::mvcc::layout::RowId;
+use crate::mvcc::layout::Place;
 use crate::ops::{
     Compare, CompareOp, CompareTarget, Descending, KeyRange, KeyValue, OpError, Range, RangeResult, Revision,
     SortTarget,
@@ -37,7 +37,7 @@ pub(crate) type Delta = BTreeMap<Bytes, History>;
 #[derive(Debug, Default)]
 pub(crate) struct Listing {
     /// Rows, in key order, as many as were asked for.
-    pub(crate) rows: Vec<RowId>,
+    pub(crate) rows: Vec<Place>,
     /// Keys, also beyond those.
     pub(crate) count: i64,
 }
@@ -62,7 +62,7 @@ impl View<'_> {
         let mut listing = Listing::default();
         self.each(keys, revision, |_, change| {
             if listing.rows.len() < limit {
-                listing.rows.push(change.id());
+                listing.rows.push(change.place());
             }
             listing.count += 1;
         });
@@ -110,13 +110,19 @@ impl View<'_> {
     }
 }
 
-/// The revision that a range reads at. `current` counts what the transaction around it has written so far.
-pub(crate) fn read_revision(asked: Option<Revision>, current: i64, compacted: i64) -> Result<i64, OpError> {
+/// The revision that a range reads at. `current` counts what the transaction around it has written so far; `newest` is the last one that
+/// may be asked for.
+pub(crate) fn read_revision(
+    asked: Option<Revision>,
+    current: i64,
+    newest: i64,
+    compacted: i64,
+) -> Result<i64, OpError> {
     match asked {
         // etcd reads the latest for 0 and below.
         None => Ok(current),
         Some(Revision(asked)) if asked <= 0 => Ok(current),
-        Some(Revision(asked)) if asked > current => Err(OpError::FutureRevision),
+        Some(Revision(asked)) if asked > newest => Err(OpError::FutureRevision),
         Some(Revision(asked)) if asked < compacted => Err(OpError::Compacted),
         Some(Revision(asked)) => Ok(asked),
     }

@@ -43,7 +43,7 @@ impl<S: StateStore> Keys<S> {
     }
 
     pub fn run(&self, command: Command) -> (i64, Result<OpResult, OpError>) {
-        self.apply(&[ApplyItem::Command(command)]).remove(0).unwrap()
+        self.apply(&[ApplyItem::unstamped(command)]).remove(0).unwrap()
     }
 
     pub fn put(&self, key: &str, value: &str) -> i64 {

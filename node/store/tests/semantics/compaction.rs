@@ -64,7 +64,7 @@ fn the_sweep_keeps_what_can_still_be_read_and_drops_the_rest() {
 fn a_long_history_is_swept_in_bounded_steps() {
     let keys = keys();
     let items: Vec<_> = (0..5000)
-        .map(|at| ApplyItem::Command(Command::Put(put("hot", &at.to_string()))))
+        .map(|at| ApplyItem::unstamped(Command::Put(put("hot", &at.to_string()))))
         .collect();
     keys.apply(&items);
     keys.compact(5001).unwrap();
@@ -86,7 +86,7 @@ fn a_sweep_that_a_crash_cut_short_is_done_again() {
         mvcc: Mvcc::open(store.clone(), G).unwrap(),
     };
     let items: Vec<_> = (0..3000)
-        .map(|at| ApplyItem::Command(Command::Put(put("hot", &at.to_string()))))
+        .map(|at| ApplyItem::unstamped(Command::Put(put("hot", &at.to_string()))))
         .collect();
     keys.apply(&items);
     keys.compact(3001).unwrap();

@@ -12,17 +12,17 @@ fn a_batch_is_one_step_with_an_answer_for_each_entry() {
     let keys = keys();
     let results = keys.apply(&[
         ApplyItem::Noop,
-        ApplyItem::Command(Command::Put(put("a", "1"))),
-        ApplyItem::Command(Command::Put(Put {
+        ApplyItem::unstamped(Command::Put(put("a", "1"))),
+        ApplyItem::unstamped(Command::Put(Put {
             prev_kv: true,
             ..put("a", "2")
         })),
-        ApplyItem::Command(Command::Delete(Delete {
+        ApplyItem::unstamped(Command::Delete(Delete {
             keys: single("nope"),
             prev_kv: false,
         })),
-        ApplyItem::Command(Command::Compact(Revision(3))),
-        ApplyItem::Command(Command::Txn(Txn {
+        ApplyItem::unstamped(Command::Compact(Revision(3))),
+        ApplyItem::unstamped(Command::Txn(Txn {
             success: vec![
                 put_op("b", "1"),
                 Op::Range(Range {
@@ -32,7 +32,7 @@ fn a_batch_is_one_step_with_an_answer_for_each_entry() {
             ],
             ..Txn::default()
         })),
-        ApplyItem::Command(Command::Put(put("c", "1"))),
+        ApplyItem::unstamped(Command::Put(put("c", "1"))),
     ]);
     let revisions: Vec<_> = results
         .iter()
@@ -61,7 +61,7 @@ fn entries_are_applied_in_order_or_not_at_all() {
     for index in [1, 3] {
         let error = keys
             .mvcc
-            .apply(&[ApplyItem::Command(Command::Put(put("b", "")))], meta(index))
+            .apply(&[ApplyItem::unstamped(Command::Put(put("b", "")))], meta(index))
             .unwrap_err();
         assert!(
             matches!(error, StoreError::OutOfOrder { expected: Index(2), .. }),
@@ -263,7 +263,7 @@ fn what_is_applied_behind_is_seen_at_once_and_reaches_the_engine_in_one_piece() 
     let behind = |index: u64, command: Command| {
         let results = keys
             .mvcc
-            .apply_behind(&[ApplyItem::Command(command)], meta(index))
+            .apply_behind(&[ApplyItem::unstamped(command)], meta(index))
             .unwrap();
         results[0].clone().unwrap().result.unwrap()
     };
