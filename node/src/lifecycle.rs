@@ -34,6 +34,9 @@ const INFLIGHT_APPENDS_MAX: usize = 128;
 const INFLIGHT_BYTES_MAX: usize = 16 << 20;
 /// Heartbeats that a responder may miss before writes stop waiting for it: below any election timeout, above a hiccup.
 const DEMOTE_HEARTBEATS: u32 = 4;
+/// Heartbeats of idleness after which a group hibernates. Waking costs a write nothing and a local read one round, so groups that are used
+/// every now and then should stay awake, and those that nobody uses for seconds need not.
+const HIBERNATE_HEARTBEATS: u32 = 50;
 /// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 
@@ -231,6 +234,7 @@ impl Lifecycle {
             uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             drift_ppm: shared.config.clock_drift_ppm,
             demote_after: shared.config.heartbeat_interval * DEMOTE_HEARTBEATS,
+            hibernate_after: Some(shared.config.heartbeat_interval * HIBERNATE_HEARTBEATS),
             footprint: althing_shard::envelope::footprint,
         };
         shared.host.push(Job::Start(Box::new(GroupStart { config, start })));

@@ -292,6 +292,7 @@ impl Node {
             me,
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
+            silence: Some(shared.config.election_timeout),
             cut: CutPolicy::PRODUCTION,
             needs_stamp: althing_store::codec::needs_stamp,
         });

@@ -165,7 +165,7 @@ fn dispatch(
 /// Whether somebody waits for a message. What is committed is news, and interests a follower later than the client.
 fn is_urgent(body: &Body) -> bool {
     match body {
-        Body::Heartbeat { .. } => false,
+        Body::Heartbeat { .. } | Body::Hibernate { .. } | Body::Hibernating { .. } | Body::Alive { .. } => false,
         Body::PreVote { .. }
         | Body::PreVoteReply { .. }
         | Body::Vote { .. }
