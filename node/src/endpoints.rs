@@ -4,6 +4,7 @@
 //! changes its port, lets the requests under way finish. A port that cannot be had is tried again with every update, and stands in
 //! nobody else's way.
 
+use crate::atlas::Chart;
 use crate::clients::{self, Arrival};
 use althing_api::health::HealthSwitch;
 use althing_api::keyspace::Keyspace;
@@ -26,6 +27,32 @@ pub(crate) struct Wanted {
     pub(crate) id: u32,
     /// Its port, if it has one.
     pub(crate) port: Option<u16>,
+}
+
+/// The endpoints that the shard map wants. A keyspace that is being made or dropped has one too: what is meant for it must not end up
+/// in the default one.
+pub(crate) fn wanted(chart: &Chart) -> BTreeMap<String, Wanted> {
+    let keyspaces = chart.state.keyspaces.iter().map(|(id, record)| {
+        let wanted = Wanted {
+            id: id.0,
+            port: record.port,
+        };
+        (record.name.clone(), wanted)
+    });
+    keyspaces.collect()
+}
+
+/// A member's URL for clients, as clients of a keyspace with a port of its own must hear it: those who take their endpoints from the
+/// member list would otherwise end up in another keyspace.
+pub(crate) fn with_port(url: &str, port: u16) -> String {
+    let (scheme, rest) = url.split_once("://").unwrap_or(("http", url));
+    let (authority, path) = rest.find('/').map_or((rest, ""), |at| rest.split_at(at));
+    // An IPv6 address has colons too, within brackets.
+    let host = match authority.rfind(':') {
+        Some(at) if !authority[at..].contains(']') => &authority[..at],
+        Some(_) | None => authority,
+    };
+    format!("{scheme}://{host}:{port}{path}")
 }
 
 /// How keyspaces are served.

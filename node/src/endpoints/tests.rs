@@ -11,6 +11,19 @@ use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
 
+#[test]
+fn a_members_url_keeps_all_but_its_port() {
+    for (url, expected) in [
+        ("http://orders-0.orders:2379", "http://orders-0.orders:4001"),
+        ("https://10.0.0.1:2379/", "https://10.0.0.1:4001/"),
+        ("http://[::1]:2379", "http://[::1]:4001"),
+        ("http://[::1]", "http://[::1]:4001"),
+        ("http://orders", "http://orders:4001"),
+    ] {
+        assert_eq!(with_port(url, 4001), expected);
+    }
+}
+
 const DEFAULT: u32 = 1;
 /// Time for what takes milliseconds.
 const SOON: Duration = Duration::from_secs(10);
