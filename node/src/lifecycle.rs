@@ -22,7 +22,7 @@ use althing_store::{Mvcc, SledStore};
 use althing_wal::GroupWrite;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use tokio::sync::{Mutex, oneshot};
 
 /// Bytes of entries in one append: a follower writes it in a few milliseconds.
@@ -132,19 +132,32 @@ impl Lifecycle {
         self.start(group, start)
     }
 
-    /// Gives this node a replica of a new group with its first state. Repeating it is harmless.
+    /// Starts a group that was cut off another one here, whose state is there already. Its log begins when the cut is durable, so that
+    /// a crash leaves a group without a log or one with both.
     ///
     /// # Errors
     /// If the engine fails or the node goes down.
-    pub async fn begin(&self, group: GroupId, store: Store) -> Result<(), NodeError> {
-        let _one = self.retired.lock().await;
-        if self.shared.groups.get(group).is_some() {
+    pub async fn born(&self, group: GroupId) -> Result<(), NodeError> {
+        let mut retired = self.retired.lock().await;
+        let Some(store) = self.shared.groups.get(group) else {
             return Ok(());
-        }
+        };
+        let before = if self.is_running(group) {
+            // An empty replica was opened before the cut came here. If it has got a snapshot since, that is newer.
+            let Some(hard_state) = self.take_from_host(group, Some(LogPosition::default())).await? else {
+                return Ok(());
+            };
+            Some(hard_state)
+        } else {
+            retired.remove(&group)
+        };
         let meta = tokio::task::block_in_place(|| store.checkpoint())?;
-        let start = Start::after(meta);
+        let mut start = Start::after(meta);
+        if let Some(before) = before {
+            start.remember(before);
+        }
         self.write(first_write(group, &start)).await?;
-        self.shared.groups.insert(group, Arc::new(store));
+        tracing::info!(%group, "was cut off another shard");
         self.start(group, start)
     }
 
@@ -162,13 +175,7 @@ impl Lifecycle {
             Some((_, last)) => Some(last),
             None => None,
         };
-        let (left, hard_state) = oneshot::channel();
-        self.leaving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(group, left);
-        self.shared.host.push(Job::Event(Event::Retire { group, ends_at }));
-        let hard_state = hard_state.await.map_err(|_| NodeError::Stopped)?;
+        let hard_state = self.take_from_host(group, ends_at).await?;
         let hard_state = hard_state.ok_or(NodeError::Changed(group))?;
         self.write(GroupWrite {
             group,
@@ -181,6 +188,7 @@ impl Lifecycle {
         self.shared.apply.push(ApplyJob::Retire { group, reply });
         gone.await.map_err(|_| NodeError::Stopped)?;
         self.shared.forget_soft(group);
+        self.lives().remove(&group);
         retired.insert(group, hard_state);
         tracing::info!(%group, "its replica left this node");
         Ok(())
@@ -202,8 +210,30 @@ impl Lifecycle {
     /// Names the present start of a group's replica.
     #[must_use]
     pub fn life(&self, group: GroupId) -> u64 {
-        let lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        lives.get(&group).copied().unwrap_or_default()
+        self.lives().get(&group).copied().unwrap_or_default()
+    }
+
+    fn is_running(&self, group: GroupId) -> bool {
+        self.lives().contains_key(&group)
+    }
+
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the host let a group go, if its log ends there; `None` if it does not.
+    async fn take_from_host(
+        &self,
+        group: GroupId,
+        ends_at: Option<LogPosition>,
+    ) -> Result<Option<HardState>, NodeError> {
+        let (left, hard_state) = oneshot::channel();
+        self.leaving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, left);
+        self.shared.host.push(Job::Event(Event::Retire { group, ends_at }));
+        hard_state.await.map_err(|_| NodeError::Stopped)
     }
 
     async fn write(&self, write: GroupWrite) -> Result<(), NodeError> {
@@ -218,10 +248,7 @@ impl Lifecycle {
     fn start(&self, group: GroupId, start: Start) -> Result<(), NodeError> {
         let shared = &self.shared;
         let life = draw()?;
-        self.lives
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(group, life);
+        self.lives().insert(group, life);
         let config = CoreConfig {
             group,
             id: shared.me,

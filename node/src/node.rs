@@ -25,7 +25,7 @@ use crate::shared::{Inboxes, Shared};
 use crate::snapshot::Outgoing;
 use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
-use crate::threads::AbortOnPanic;
+use crate::threads::{AbortOnPanic, die};
 use crate::threads::machine::Machine;
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
@@ -298,6 +298,7 @@ impl Node {
             cut: CutPolicy::PRODUCTION,
             needs_stamp: althing_store::codec::needs_stamp,
         });
+        let (births, born) = tokio::sync::mpsc::unbounded_channel();
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),
             Arc::clone(&shared.host),
@@ -305,6 +306,7 @@ impl Node {
             Arc::clone(&shared.metrics),
             clock,
             Arc::clone(&shared.groups),
+            births,
         ));
         let host = net.first().spawn(host::run(
             host,
@@ -408,7 +410,13 @@ impl Node {
                 net.first().clone(),
             ))
             .abort_handle(),
-            tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
+            tokio::spawn(admin::serve(
+                admin_socket,
+                Arc::clone(&shared),
+                joiner,
+                Arc::clone(&conductor),
+            ))
+            .abort_handle(),
             tokio::spawn(ready::run(
                 Arc::clone(&shared),
                 Arc::clone(&atlas),
@@ -419,6 +427,7 @@ impl Node {
             tokio::spawn(endpoints.run(wanted)).abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
+            tokio::spawn(deliver_born(lifecycle, born)).abort_handle(),
         ];
         Ok(Self {
             shared,
@@ -544,6 +553,15 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(run)
         .map_err(NodeError::Thread)
+}
+
+/// Starts groups as they are cut off others.
+async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<GroupId>) {
+    while let Some(group) = born.recv().await {
+        if let Err(error) = lifecycle.born(group).await {
+            die("a shard that was cut off cannot be started", &error);
+        }
+    }
 }
 
 async fn watch_volume(shared: Arc<Shared>) {

@@ -2,12 +2,11 @@
 
 use crate::lifecycle::first_write;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::{GroupId, Index, LogPosition, Term};
+use althing_raft::ids::GroupId;
 use althing_raft::io::Start;
+use althing_store::CHILD_BIRTH;
 use althing_wal::{GroupWrite, RecoveredGroup};
 
-/// Where a group stands that begins with a state (see `Start::after`).
-pub const SHARD_BIRTH: LogPosition = LogPosition { term: Term(1), index: Index(1) };
 
 /// What a group can start from: a log and a state that fit together.
 #[derive(Clone, Debug)]
@@ -60,7 +59,7 @@ pub fn judge(
     let Some(mut log) = log else {
         return if at.index.0 == 0 {
             Ok(None)
-        } else if at == SHARD_BIRTH {
+        } else if at == CHILD_BIRTH {
             // Its state is written before its log begins, and the crash came in between: it has promised nothing to anybody.
             let start = Start::after(applied);
             let repair = Some(first_write(group, &start));

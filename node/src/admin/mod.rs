@@ -5,6 +5,7 @@ mod reads;
 mod routes;
 mod scrape;
 
+use crate::conductor::Conductor;
 use crate::node::Joiner;
 use crate::shared::Shared;
 use althing_admin::paths;
@@ -18,11 +19,16 @@ use tokio::net::TcpListener;
 struct Context {
     shared: Arc<Shared>,
     joiner: Arc<Joiner>,
+    conductor: Arc<Conductor>,
 }
 
 /// Serves until the task is aborted: an operator watches a node go down through it.
-pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>) {
-    let router = router(Context { shared, joiner });
+pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>, conductor: Arc<Conductor>) {
+    let router = router(Context {
+        shared,
+        joiner,
+        conductor,
+    });
     if let Err(error) = axum::serve(socket, router).await {
         tracing::error!(%error, "the admin port failed");
     }

@@ -2,6 +2,7 @@
 
 use super::Context;
 use super::reads::reads_status;
+use crate::conductor::ConductError;
 use crate::members::MemberInfo;
 use crate::node::NodeError;
 use crate::shared::{Failed, Shared};
@@ -11,6 +12,8 @@ use althing_admin::{
 };
 use althing_raft::entry::ConfigStep;
 use althing_raft::ids::{GroupId, Index, MemberId};
+use althing_raft::io::Role;
+use althing_shard::map::MemberState;
 use althing_shard::{Done, Event, Refusal};
 use axum::Json;
 use axum::extract::{Path, Query, State};
@@ -408,6 +411,43 @@ pub(super) async fn promote(
     .await
 }
 
+/// A member goes when it holds nothing any more: until then its replicas are moved elsewhere, which this begins.
+async fn leave(context: &Context, member: MemberId) -> Result<(), Refuse> {
+    let shared = &context.shared;
+    let soft = shared.soft(GROUP);
+    if soft.as_ref().is_none_or(|soft| soft.role != Role::Leader) {
+        return Err(not_leader(shared, None));
+    }
+    if soft.is_some_and(|soft| soft.leader == Some(member)) {
+        return Err(failed(shared, Failed::Refused(Refusal::ChangeInvalid)));
+    }
+    let state = context.conductor.state().await.map_err(|error| conducted(&error))?;
+    let placed = state.placed_on(member).len();
+    if placed == 0 {
+        return Ok(());
+    }
+    let change = state
+        .set_member_state(member, MemberState::Draining)
+        .map_err(|error| refuse(ProblemReason::Invalid, error.to_string()))?;
+    if !change.is_empty() {
+        let changed = context.conductor.change(change, state.version).await;
+        changed.map_err(|error| conducted(&error))?;
+    }
+    Err(refuse(
+        ProblemReason::Conflict,
+        format!("the member holds replicas of {placed} shards; they are being moved elsewhere, ask again"),
+    ))
+}
+
+/// Why the shard map did not change.
+pub(super) fn conducted(error: &ConductError) -> Refuse {
+    let reason = match error {
+        ConductError::Raced { .. } => ProblemReason::Conflict,
+        ConductError::Meta(_) | ConductError::Map(_) => ProblemReason::Unavailable,
+    };
+    refuse(reason, error.to_string())
+}
+
 /// The guard of a removal.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -435,6 +475,7 @@ pub(super) async fn remove(
     Query(query): Query<RemoveQuery>,
 ) -> Result<Json<MemberList>, Refuse> {
     let member = parse_member(&id)?;
+    leave(&context, member).await?;
     configure(
         &context,
         ConfigStep::Remove(member),
