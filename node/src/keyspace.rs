@@ -2,6 +2,7 @@
 
 use crate::ask::{Ask, ReadTerms, Reply};
 use crate::atlas::Atlas;
+use crate::endpoints::with_port;
 use crate::local::{Local, broken, elsewhere, failed};
 use crate::members::MemberInfo;
 use crate::patience::{Next, Patience};
@@ -318,8 +319,13 @@ impl Keyspace for RoutedKeyspace {
         }
         let store = self.ground.local.store(GroupId::META)?;
         let config = store.applied().config;
+        let chart = self.ground.atlas.chart();
+        let port = chart.state.keyspaces.get(&self.id).and_then(|record| record.port);
         let entry = |(member, context): (&MemberId, &Bytes)| {
-            let info = MemberInfo::decode(context);
+            let mut info = MemberInfo::decode(context);
+            if let Some(port) = port {
+                info.client_urls.iter_mut().for_each(|url| *url = with_port(url, port));
+            }
             MemberEntry {
                 id: member.0,
                 name: info.name,

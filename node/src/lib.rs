@@ -18,6 +18,7 @@ pub mod conductor;
 pub mod config;
 pub mod control;
 pub mod desk;
+mod endpoints;
 pub mod identity;
 pub mod inbox;
 pub mod inspect;

@@ -9,6 +9,7 @@ use crate::identity::{Identity, IdentityError, draw};
 use crate::atlas::Atlas;
 use crate::conductor::Conductor;
 use crate::desk::Desk;
+use crate::endpoints::{self, Endpoints, Front};
 use crate::keyspace::{Ground, RoutedKeyspace};
 use crate::lifecycle::Lifecycle;
 use crate::listener;
@@ -32,7 +33,8 @@ use crate::threads::{apply, checkpoint, host, wal};
 use crate::volume::{FoundGroup, Volume};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
-use althing_api::{Directory, Door, DoorKeeper};
+use althing_api::keyspace::Keyspace;
+use althing_api::{Directory, Door, DoorKeeper, Limits, Observer};
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Role, Start};
 use althing_shard::envelope::BootNonce;
@@ -356,20 +358,20 @@ impl Node {
             state: Mutex::new(JoinState { identity, half_born }),
         });
 
-        let keyspace = Arc::new(RoutedKeyspace::new(
-            KeyspaceId::DEFAULT,
-            Arc::new(Ground {
-                shared: Arc::clone(&shared),
-                local: local.clone(),
-                atlas: Arc::clone(&atlas),
-                reach,
-                tracer: tracer.clone(),
-            }),
-        ));
-        let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
+        let ground = Arc::new(Ground {
+            shared: Arc::clone(&shared),
+            local: local.clone(),
+            atlas: Arc::clone(&atlas),
+            reach,
+            tracer: tracer.clone(),
+        });
+        let keyspace = Arc::new(RoutedKeyspace::new(KeyspaceId::DEFAULT, Arc::clone(&ground)));
+        let limits = Limits::default();
+        let observer: Arc<dyn Observer> = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
         let api = Arc::clone(&keyspace);
-        let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
-        let (door, open) = Door::by_name(Directory::new(server));
+        let (server, health) = althing_api::server(api, limits, Arc::clone(&observer)).await;
+        let directory = Directory::new(server.clone());
+        let (door, open) = Door::by_name(directory.clone());
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
             .handles()
@@ -382,6 +384,22 @@ impl Node {
             })
             .unzip();
         ready::start(&shared);
+        let front = Front {
+            directory,
+            default: server,
+            default_id: KeyspaceId::DEFAULT.0,
+            ip: client_addr.ip(),
+            seats: Vec::clone(&seats),
+            limits,
+            observer,
+        };
+        let endpoints = Endpoints::new(front, move |id| {
+            Arc::new(RoutedKeyspace::new(KeyspaceId(id), Arc::clone(&ground))) as Arc<dyn Keyspace>
+        });
+        let wanted = {
+            let atlas = Arc::clone(&atlas);
+            move || endpoints::wanted(&atlas.chart())
+        };
         let accepting = tokio::spawn(clients::accept(client_socket, seats, door)).abort_handle();
         let tasks = vec![
             tokio::spawn(listener::run(
@@ -406,6 +424,7 @@ impl Node {
                 health.clone(),
             ))
             .abort_handle(),
+            tokio::spawn(endpoints.run(wanted)).abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
             tokio::spawn(deliver_born(lifecycle, born)).abort_handle(),

@@ -2,7 +2,8 @@
 //!
 //! A request names its host as HTTP/2's `:authority` (HTTP/1's `Host`). If the host, or its first label, is a keyspace's name, the
 //! request is for that keyspace: `orders`, `orders:2379` and `orders.db.svc.cluster.local` all mean `orders`. Addresses, and names
-//! that are no keyspace's, mean the default one, so that a client who knows nothing of keyspaces sees a plain etcd.
+//! that are no keyspace's, mean the default one, so that a client who knows nothing of keyspaces sees a plain etcd. (So does, for a moment,
+//! a new keyspace's name at a member that has not heard of it. Whoever cannot wait until every member has gives it a port.)
 
 use crate::server::ClientServer;
 use http::Request;

@@ -88,7 +88,9 @@ impl Start {
     /// Whether it knows no entry and no state: at most a term and a vote.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        self.entries.is_empty() && self.log_start == LogPosition::default() && self.applied.position == LogPosition::default()
+        self.entries.is_empty()
+            && self.log_start == LogPosition::default()
+            && self.applied.position == LogPosition::default()
     }
 
     /// The birth of a group whose first and only voter is `member`. Its configuration is in the log, as every later one, so
