@@ -121,12 +121,12 @@ fn a_group_that_takes_all_places_leaves_some_to_the_others() {
     let mut events = proposals(BUSY, 10, REQUESTS_MAX + 5, 10, now);
     events.extend(proposals(QUIET, 100_000, GROUP_REQUESTS_RESERVED + 5, 10, now));
     let effects = host.poll(now, events).expect("no fatal error");
-    let refused = effects.iter().filter_map(|effect| match effect {
-        Effect::Complete {
-            request,
-            result: Err(Refusal::TooManyRequests),
-        } => Some(request.0),
-        _ => None,
+    let refused = effects.iter().filter_map(|effect| {
+        let Effect::Complete { request, result } = effect else {
+            return None;
+        };
+        assert_eq!(*result, Err(Refusal::TooManyRequests));
+        Some(request.0)
     });
     let (quiet, busy): (Vec<_>, Vec<_>) = refused.partition(|request| *request >= 100_000);
     assert_eq!((busy.len(), quiet.len()), (6, 5));
