@@ -135,27 +135,21 @@ impl Lifecycle {
     /// Starts a group that was cut off another one here, whose state is there already. Its log begins when the cut is durable, so that
     /// a crash leaves a group without a log or one with both.
     ///
+    /// If it was here before, by a snapshot that came before the cut did, it has left since: what it had acknowledged then must not come
+    /// back without it, so the state goes. Its leader gives it another one if it is wanted here.
+    ///
     /// # Errors
     /// If the engine fails or the node goes down.
     pub async fn born(&self, group: GroupId) -> Result<(), NodeError> {
-        let mut retired = self.retired.lock().await;
+        let retired = self.retired.lock().await;
         let Some(store) = self.shared.groups.get(group) else {
             return Ok(());
         };
-        let before = if self.is_running(group) {
-            // An empty replica was opened before the cut came here. If it has got a snapshot since, that is newer.
-            let Some(hard_state) = self.take_from_host(group, Some(LogPosition::default())).await? else {
-                return Ok(());
-            };
-            Some(hard_state)
-        } else {
-            retired.remove(&group)
-        };
-        let meta = tokio::task::block_in_place(|| store.checkpoint())?;
-        let mut start = Start::after(meta);
-        if let Some(before) = before {
-            start.remember(before);
+        if retired.contains_key(&group) {
+            return self.clear(group).await;
         }
+        let meta = tokio::task::block_in_place(|| store.checkpoint())?;
+        let start = Start::after(meta);
         self.write(first_write(group, &start)).await?;
         tracing::info!(%group, "was cut off another shard");
         self.start(group, start)
@@ -184,9 +178,7 @@ impl Lifecycle {
             entries: Vec::new(),
         })
         .await?;
-        let (reply, gone) = oneshot::channel();
-        self.shared.apply.push(ApplyJob::Retire { group, reply });
-        gone.await.map_err(|_| NodeError::Stopped)?;
+        self.clear(group).await?;
         self.shared.forget_soft(group);
         self.lives().remove(&group);
         retired.insert(group, hard_state);
@@ -213,8 +205,11 @@ impl Lifecycle {
         self.lives().get(&group).copied().unwrap_or_default()
     }
 
-    fn is_running(&self, group: GroupId) -> bool {
-        self.lives().contains_key(&group)
+    /// Has the state of a group removed, behind everything that it still has to apply.
+    async fn clear(&self, group: GroupId) -> Result<(), NodeError> {
+        let (reply, gone) = oneshot::channel();
+        self.shared.apply.push(ApplyJob::Retire { group, reply });
+        gone.await.map_err(|_| NodeError::Stopped)
     }
 
     fn lives(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {

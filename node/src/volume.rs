@@ -8,7 +8,7 @@ use crate::space::Ballast;
 use althing_raft::entry::HardState;
 use althing_raft::ids::GroupId;
 use althing_raft::io::Start;
-use althing_store::{Mvcc, Opened, SledOptions, SledStore, StoreError, groups, tidy};
+use althing_store::{Mvcc, Opened, SledOptions, SledStore, StoreError, Sweep, groups, tidy};
 use althing_wal::{StdDisk, Wal};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -84,6 +84,11 @@ impl Volume {
             };
             let start = found.start;
             repairs.extend(found.repair);
+            if found.stale_state {
+                tracing::warn!(%group, "a crash kept the state of a replica that left; it is cleared");
+                store.retire()?;
+                while store.compact_step()? == Sweep::More {}
+            }
             // Nothing but term and vote: it left this node, or never had an entry. Whoever wants it here opens it again.
             if start.is_blank() && group != GroupId::META {
                 retired.insert(group, start.hard_state);

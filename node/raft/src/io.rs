@@ -55,15 +55,6 @@ pub struct Start {
 }
 
 impl Start {
-    /// Keeps what this member promised in a group before it lost everything else of it: a vote counts once in a term, and promises hold.
-    pub fn remember(&mut self, before: HardState) {
-        let state = &mut self.hard_state;
-        if before.term >= state.term {
-            (state.term, state.vote) = (before.term, before.vote);
-        }
-        state.lease = before.lease;
-    }
-
     /// Adds an entry, committed as the others are.
     pub fn then(&mut self, payload: Payload) {
         let last = self.entries.last().map_or(self.log_start, Entry::position);

@@ -53,6 +53,11 @@ pub struct Machine {
     bytes: AtomicUsize,
 }
 
+/// A group was cut off another one although it was here.
+#[derive(Debug, thiserror::Error)]
+#[error("group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader")]
+struct BornTwice(GroupId);
+
 /// Items on their way into the store.
 struct Batch {
     items: Vec<ApplyItem>,
@@ -221,7 +226,12 @@ impl Machine {
         match results {
             Ok(results) => {
                 if let (Some(child), Some(born)) = (batch.child, store.take_born()) {
-                    // At once: a snapshot for it must find this state, not an empty one that was opened before.
+                    if self.groups.get(child).is_some() {
+                        // Whoever conducts opens no replica of a shard where it is yet to be cut off. A start sorts it out: a log that
+                        // knows of the replica wins, and the state that was cut off is cleared.
+                        die("a shard is cut off that is here already", &BornTwice(child));
+                    }
+                    // At once: a snapshot for it must find this state.
                     self.groups.insert(child, Arc::new(born));
                     // Nobody listens any more if the node goes down; the next start finds the group.
                     let _ = self.births.send(child);
