@@ -27,7 +27,7 @@ use crate::snapshot::Outgoing;
 use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
 use crate::threads::{AbortOnPanic, die};
-use crate::threads::machine::Machine;
+use crate::threads::machine::{Birth, Machine};
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
 use crate::threads::{apply, checkpoint, host, wal};
@@ -567,9 +567,9 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 /// Starts groups as they are cut off others.
-async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<GroupId>) {
-    while let Some(group) = born.recv().await {
-        if let Err(error) = lifecycle.born(group).await {
+async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<Birth>) {
+    while let Some(birth) = born.recv().await {
+        if let Err(error) = lifecycle.born(birth).await {
             die("a shard that was cut off cannot be started", &error);
         }
     }

@@ -103,7 +103,7 @@ async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost(
     for shards in [4, 8, 3, 1] {
         let status = scale(&nodes, shards).await;
         let before = written.load(Ordering::Relaxed);
-        eprintln!("{shards} shards after {before} writes: {:?}", status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>());
+        eprintln!("{shards} shards after {before} writes: {:?}", status.shards.iter().map(|shard| (shard.id, shard.keys, shard.bytes, shard.leader.clone(), shard.revision)).collect::<Vec<_>>());
     }
     stop.store(true, Ordering::Relaxed);
     let mut expected: BTreeMap<String, String> = (0..400).map(|number| (key(number), "0".to_owned())).collect();

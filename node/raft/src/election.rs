@@ -140,6 +140,16 @@ impl Raft {
         self.is_voter() && self.installing.is_none() && !waits
     }
 
+    pub(crate) fn campaign_early(&mut self) {
+        let waits = match self.role {
+            Role::Follower | Role::PreCandidate => self.leader.is_none(),
+            Role::Learner | Role::Candidate | Role::Leader => false,
+        };
+        if waits && self.may_campaign() {
+            self.campaign(Campaign::PreVote);
+        }
+    }
+
     fn campaign(&mut self, kind: Campaign) {
         self.leader = None;
         self.hibernation.asleep = false;

@@ -147,6 +147,9 @@ pub enum Input {
     Read(Vec<(RequestId, Footprint)>),
     /// Hand leadership to a voter, or to the most advanced one.
     TransferLeader(Option<MemberId>),
+    /// Ask for votes now instead of after a silence, if nobody is known to lead: somebody knows that nobody can. It asks first whether it
+    /// would win, so that it disturbs nobody if that was wrong.
+    Campaign,
     /// A `Persist` of this number is durable, and so is every earlier one.
     Persisted(PersistSeq),
     /// The state machine has applied up to here.

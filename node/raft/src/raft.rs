@@ -223,6 +223,7 @@ impl Raft {
             Input::ProposeReads(request, change) => self.propose_reads(request, change),
             Input::Read(reads) => self.read(reads),
             Input::TransferLeader(to) => self.transfer_leader(to),
+            Input::Campaign => self.campaign_early(),
             Input::Persisted(seq) => self.on_persisted(seq),
             Input::Applied(index) => self.on_applied(index),
             Input::Installed(meta) => self.on_installed(meta),

@@ -263,6 +263,7 @@ impl Host {
             } => self.resolve(now, request, group, deadline),
             Event::Sequenced { group, on } => self.sequenced(group, on),
             Event::Stamped { group, ticket, first } => self.stamped(now, group, ticket, first),
+            Event::Campaign { group } => self.step(now, group, Input::Campaign),
             Event::Retire { group, ends_at } => self.retire(now, group, ends_at),
             Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
             Event::PeerSeen { member, address } => {
