@@ -127,6 +127,22 @@ pub fn txn() -> impl Strategy<Value = Txn> {
     })
 }
 
+/// A transaction of a few plain puts: it leaves most keys to others.
+pub fn puts() -> impl Strategy<Value = Txn> {
+    let put = (key(), value()).prop_map(|(key, value)| {
+        Op::Put(Put {
+            key,
+            value: Some(value),
+            lease: Some(0),
+            prev_kv: false,
+        })
+    });
+    proptest::collection::vec(put, 1..3).prop_map(|success| Txn {
+        success,
+        ..Txn::default()
+    })
+}
+
 pub fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         5 => put().prop_map(Command::Put),
