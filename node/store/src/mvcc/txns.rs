@@ -10,6 +10,7 @@ use crate::ops::{Decision, KeyRange, Op, OpError, Revision, Txn, TxnId};
 use althing_raft::ids::GroupId;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Transactions that one shard has prepared at a time. Each is compared with every command, so that it must be few; those beyond are
 /// refused as if the oldest one had locked their keys.
@@ -86,7 +87,7 @@ pub(crate) type TxnChanges = BTreeMap<(Table, TxnId), Option<Bytes>>;
 /// All that a shard knows about transactions over several shards.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Transactions {
-    pub(crate) prepared: BTreeMap<TxnId, Prepared>,
+    pub(crate) prepared: BTreeMap<TxnId, Arc<Prepared>>,
     pub(crate) decided: BTreeMap<TxnId, Decision>,
 }
 
@@ -138,7 +139,7 @@ impl Transactions {
         let mut reader = Reader(row);
         match table {
             Table::Prepared => {
-                self.prepared.insert(txn, Prepared::decode(&mut reader)?);
+                self.prepared.insert(txn, Arc::new(Prepared::decode(&mut reader)?));
             }
             Table::Decided => {
                 self.decided.insert(txn, decode_decision(&mut reader)?);
