@@ -8,14 +8,14 @@ use althing_store::partition::Partitioning;
 use std::collections::BTreeMap;
 
 /// Rounds after which a world without faults must have come to rest. A round is half a second.
-const ROUNDS_MAX: usize = 400;
+pub(crate) const ROUNDS_MAX: usize = 400;
 
-fn wish(world: &mut World, name: &str, spec: &KeyspaceSpec) {
+pub(crate) fn wish(world: &mut World, name: &str, spec: &KeyspaceSpec) {
     let change = world.meta.put_keyspace(name, spec).unwrap();
     world.wish(change);
 }
 
-fn spec(shards: u32, replicas: Option<u32>) -> KeyspaceSpec {
+pub(crate) fn spec(shards: u32, replicas: Option<u32>) -> KeyspaceSpec {
     KeyspaceSpec {
         shards,
         replicas,
@@ -23,7 +23,7 @@ fn spec(shards: u32, replicas: Option<u32>) -> KeyspaceSpec {
     }
 }
 
-fn hashed(shards: u32, replicas: Option<u32>) -> KeyspaceSpec {
+pub(crate) fn hashed(shards: u32, replicas: Option<u32>) -> KeyspaceSpec {
     KeyspaceSpec {
         partitioning: Some(Partitioning::Hash {
             slots: 64,

@@ -58,6 +58,8 @@ pub(crate) struct World {
     past: VecDeque<(MetaState, Observed, Now)>,
     pub(crate) queue: Vec<(Now, Action, u64)>,
     lives: u64,
+    /// Whether clients write.
+    pub(crate) clients: bool,
     /// What clients were told: partition keys with their revisions.
     pub(crate) acknowledged: BTreeMap<(KeyspaceId, Bytes), i64>,
     pub(crate) newest: BTreeMap<KeyspaceId, i64>,
@@ -124,6 +126,7 @@ impl World {
             past: VecDeque::new(),
             queue: Vec::new(),
             lives: 0,
+            clients: true,
             acknowledged: BTreeMap::new(),
             newest: BTreeMap::new(),
             refused: 0,
@@ -161,6 +164,19 @@ impl World {
             ..State::default()
         };
         self.birth(GroupId::FIRST_SHARD, first, state);
+        // The meta group is on all members from the beginning; the conductor leaves it alone.
+        let meta = State {
+            config: ConfigState {
+                voters: self.members.keys().copied().collect(),
+                ..ConfigState::default()
+            },
+            ..State::default()
+        };
+        self.groups.insert(GroupId::META, Group::born(meta, Some(first)));
+        for member in self.members.values_mut() {
+            self.lives += 1;
+            member.groups.insert(GroupId::META, Replica::at(self.lives, 1));
+        }
     }
 
     pub(crate) fn join(&mut self, id: u64, labels: &[(&str, &str)]) {
@@ -244,7 +260,9 @@ impl World {
         self.fate();
         self.raft();
         for _ in 0..3 {
-            self.client();
+            if self.clients {
+                self.client();
+            }
         }
         self.look();
         let plan = self.plan();
