@@ -20,6 +20,8 @@ pub(crate) const STEP: Duration = Duration::from_millis(500);
 pub(crate) struct Faults {
     pub(crate) lose: u64,
     pub(crate) repeat: u64,
+    /// Actions that arrive once more long after, when much has changed.
+    pub(crate) late: u64,
     /// Rounds that an action may take to arrive.
     pub(crate) delay: u64,
     /// Plans made from an old state by somebody who does not know yet that it was replaced.
@@ -317,6 +319,11 @@ impl World {
             self.actions += 1;
             if self.chance(faults.lose) {
                 continue;
+            }
+            if self.chance(faults.late) {
+                let delay = u32::try_from(20 + self.random(60)).unwrap();
+                self.queue
+                    .push((self.now.after(STEP * delay), step.action.clone(), version));
             }
             let times = if self.chance(faults.repeat) { 2 } else { 1 };
             for _ in 0..times {
