@@ -87,10 +87,9 @@ impl<'a> Draft<'a> {
         let target: BTreeSet<MemberId> = to.iter().copied().collect();
         let config = self.view.leader(*group).map(|leader| &leader.seen.config);
         let hopeless = target.iter().copied().find(|member| {
-            let site = self.placement.sites().get(member);
-            let leaves = site.is_none_or(|site| !site.active) && !record.replicas.contains(member);
-            let votes = config.is_some_and(|config| config.is_voter(*member));
-            leaves || (!votes && !record.replicas.contains(member) && !self.view.reachable(*member))
+            let newcomer = config.is_some_and(|config| !config.is_voter(*member));
+            let leaves = self.placement.sites().get(member).is_none_or(|site| !site.active);
+            newcomer && (leaves || !self.view.reachable(*member))
         });
         if let Some(member) = hopeless {
             return self.end(
