@@ -40,6 +40,7 @@ pub mod shard_labels;
 pub mod shared;
 pub mod snapshot;
 pub mod space;
+pub mod spread;
 pub mod stamps;
 pub mod telemetry;
 pub mod threads;

@@ -16,6 +16,7 @@ use crate::listener;
 use crate::local::Local;
 use crate::reach::Reach;
 use crate::sequencers::Sequencers;
+use crate::spread::Spread;
 use crate::stamps::Stamps;
 use crate::members::MemberInfo;
 use crate::peers::Peers;
@@ -280,11 +281,18 @@ impl Node {
             Arc::clone(&reach),
             net.first().clone(),
         );
+        let spread = Arc::new(Spread::new(
+            Arc::clone(&shared),
+            Arc::clone(&atlas),
+            Arc::clone(&reach),
+            boot,
+        ));
         let desk = Arc::new(Desk::new(
             Arc::clone(&shared),
             local.clone(),
             Arc::clone(&lifecycle),
             sequencers,
+            Arc::clone(&spread),
             runtime.clone(),
         ));
         calls.answer_by(&desk);
@@ -363,6 +371,7 @@ impl Node {
             local: local.clone(),
             atlas: Arc::clone(&atlas),
             reach,
+            spread: Arc::clone(&spread),
             tracer: tracer.clone(),
         });
         let keyspace = Arc::new(RoutedKeyspace::new(KeyspaceId::DEFAULT, Arc::clone(&ground)));
@@ -429,6 +438,7 @@ impl Node {
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
             tokio::spawn(deliver_born(lifecycle, born)).abort_handle(),
+            tokio::spawn(Arc::clone(&spread).sweep(Arc::clone(&calls))).abort_handle(),
         ];
         Ok(Self {
             shared,
