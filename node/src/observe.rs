@@ -90,9 +90,7 @@ impl Observer {
             let rate = entries * 1_000 / u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
             tracked.counted = (now, applied, rate);
         }
-        let size = tokio::task::block_in_place(|| store.size())
-            .inspect_err(|error| tracing::warn!(%group, %error, "the store does not say its size"))
-            .ok()?;
+        let size = store.rows_size();
         let soft = &view.raft.soft;
         let leads = soft.role == Role::Leader;
         if leads && group != GroupId::META {
