@@ -141,14 +141,16 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
         None => {
             let mut metadata = new.metadata;
             born(&mut metadata, now);
-            (metadata, "created")
+            (metadata, "created".to_owned())
         }
         Some(old) => {
             let changed = old.spec != new.spec;
-            (
-                grown(old.meta(), new.meta(), changed),
-                if changed { "configured" } else { "unchanged" },
-            )
+            let verb = match (changed, old.spec.shards, new.spec.shards) {
+                (false, _, _) => "unchanged".to_owned(),
+                (true, before, after) if before != after => format!("configured (shards {before} -> {after})"),
+                (true, _, _) => "configured".to_owned(),
+            };
+            (grown(old.meta(), new.meta(), changed), verb)
         }
     };
     declared.layouts.insert(
@@ -159,7 +161,7 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
             status: None,
         },
     );
-    Ok((key, verb.to_owned()))
+    Ok((key, verb))
 }
 
 /// The cluster's key. The namespace was filled in when it was parsed.
