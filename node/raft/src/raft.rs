@@ -230,6 +230,7 @@ impl Raft {
             Input::SnapshotSent { to, covered } => self.on_snapshot_sent(to, covered),
             Input::Compact(index) => self.log.compact(index.min(self.applied)),
             Input::Silent(peer) => self.on_silent(peer),
+            Input::Returned(peer) => self.on_returned(peer),
             Input::Unreachable(peer) => self.on_unreachable(peer),
         }
         self.finish()
@@ -276,6 +277,7 @@ impl Raft {
             first: self.log.first_index(),
             log_bytes: self.log.bytes(),
             hibernates: self.hibernates(),
+            absent: self.absent(),
             progress,
             lease: self.lease_view(),
         }

@@ -98,6 +98,7 @@ impl Host {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let before = std::mem::replace(&mut group.soft, soft.clone());
         self.neighbours_change(now, &before.config, &soft.config);
+        self.tell_absent(id);
         let led = (before.role == Role::Leader).then_some(before.term);
         if led.is_some_and(|term| soft.role != Role::Leader || soft.term != term) {
             self.abandon_stamps(id);
