@@ -207,7 +207,9 @@ impl<'a> Draft<'a> {
             let forgotten = self.state.is_forgotten(group) && !others.iter().any(behind);
             return forgotten.then(|| (CloseGuard::Forgotten, format!("shard {group} is no more")));
         };
-        if record.replicas.contains(&member) {
+        let leader = self.view.leader(group);
+        let member_now = leader.is_some_and(|leader| leader.seen.config.contains(member));
+        if member_now || record.replicas.contains(&member) {
             return None;
         }
         // Whatever this replica acknowledged is committed by others, among whom it has no vote.

@@ -254,12 +254,13 @@ fn whatever_goes_wrong_nothing_is_lost_and_the_world_comes_to_rest() {
     }
 }
 
+// The guard of `Configure` is not among them: a leader takes only changes that fit its configuration, so a late one costs a detour and
+// no data; the world would have to be lucky to see one between the last two steps of a merge.
 #[test]
 fn the_world_notices_what_breaks_the_contracts_of_actions() {
     let mutants = [
         (Mutant::AnyVersion, HARSH),
         (Mutant::CloseAnyway, BELATED),
-        (Mutant::AnyConfiguration, BELATED),
         (Mutant::ConfirmBlindly, LAGGING),
         (Mutant::AnyEpoch, HARSH),
         (Mutant::BornAgain, HARSH),
