@@ -15,6 +15,7 @@ pub mod profile;
 pub mod rng;
 mod run;
 mod shrink;
+pub mod spread;
 mod world;
 
 pub use althing_raft::mark::Mark;
