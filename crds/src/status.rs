@@ -128,7 +128,7 @@ pub struct ShardState {
     /// What it holds: the first key, and the first that it does not hold; of a hash keyspace, slots.
     #[serde(default)]
     pub range: String,
-    /// Serving, NoLeader, Splitting, Merging, Moving, or Behind.
+    /// Serving, Starting, NoLeader, Splitting, Merging, Moving, or Behind.
     #[serde(default)]
     pub state: String,
     /// The leader's name.

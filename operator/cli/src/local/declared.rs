@@ -254,6 +254,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_has_a_layout_for_each_keyspace_and_sizes_are_told() {
+        let audit = |shards: u32| {
+            layout("audit", "orders").replace("spec: {", &format!("spec: {{keyspace: audit, shards: {shards}, "))
+        };
+        let text = [cluster(3, "1Gi"), layout("orders", "orders"), audit(1)].join("---\n");
+        let (all, said) = then(All::new(), &text).unwrap();
+        assert_eq!(
+            said,
+            [
+                "raftcluster/orders created",
+                "shardlayout/orders created",
+                "shardlayout/audit created"
+            ]
+        );
+        let (all, said) = then(all, &audit(4)).unwrap();
+        assert_eq!(said, ["shardlayout/audit configured (shards 1 -> 4)"]);
+        let declared = &all[&ClusterKey::new("default", "orders")];
+        assert_eq!(declared.layouts["audit"].metadata.generation, Some(2));
+        let yaml = to_yaml(declared).unwrap();
+        assert_eq!(
+            from_yaml("desired.yaml", &yaml, "default", &Time(Default::default())),
+            Ok(all)
+        );
+    }
+
+    #[test]
     fn what_is_written_reads_back_the_same() {
         let (all, _) = then(
             All::new(),

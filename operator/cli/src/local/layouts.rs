@@ -164,6 +164,7 @@ impl Round<'_> {
         }
         if layout.deleting {
             look.busy = true;
+            look.statuses.insert(name.to_owned(), before.clone());
             return Ok(());
         }
         let observed = LayoutObserved {
@@ -225,7 +226,8 @@ impl Round<'_> {
         }
         let is =
             |status: &ShardLayoutStatus, kind: &str| condition(status, kind).is_some_and(|one| one.status == "True");
-        look.busy |= is(status, "Progressing");
+        // What waits without being worked on (an empty keyspace has nothing to be cut at) can wait for the next slow look.
+        look.busy |= !status.operations.is_empty();
         let Some(ready) = condition(status, "Ready") else {
             return;
         };

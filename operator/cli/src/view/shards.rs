@@ -367,7 +367,8 @@ mod tests {
               shards:
               - 4
               - 6
-        "#]].assert_eq(&shown(Kind::Operations, Output::Yaml, false));
+        "#]]
+        .assert_eq(&shown(Kind::Operations, Output::Yaml, false));
         expect![[r#"
             {
               "items": [
@@ -386,7 +387,8 @@ mod tests {
                 }
               ]
             }
-        "#]].assert_eq(&shown(Kind::Keyspaces, Output::Json, false));
+        "#]]
+        .assert_eq(&shown(Kind::Keyspaces, Output::Json, false));
     }
 
     #[test]
@@ -419,7 +421,8 @@ mod tests {
             ShardLayout orders is not ready (Splitting): 2 of 3 shards; Split of shard 4 (Cut): 3 shards are desired.
             ShardLayout orders is being worked on (Splitting): m.
             Nobody has looked at ShardLayout orders yet.
-        "#]].assert_eq(&(lines.join("\n") + "\n"));
+        "#]]
+        .assert_eq(&(lines.join("\n") + "\n"));
     }
 
     #[test]
