@@ -24,6 +24,7 @@ mod message_frame;
 pub mod map;
 pub mod meta;
 mod pending;
+pub mod placement;
 pub mod policy;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Ticket, Work, WriteToken};

@@ -219,12 +219,14 @@ fn everything() -> MetaState {
         Work::Create {
             group: GroupId(7),
             birthplace: MemberId(1),
+            to: vec![MemberId(1), MemberId(2)],
             born: true,
         },
         Work::Sequence {
             shard: GroupId(100),
             sequencer: GroupId(50),
             birthplace: MemberId(2),
+            to: vec![MemberId(2), MemberId(3)],
             phase: SequencePhase::Settle,
         },
         Work::Split {

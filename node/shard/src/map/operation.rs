@@ -37,6 +37,9 @@ pub enum Work {
         /// The only member that may ever give birth to this group: were another tried, there could be two.
         #[serde(with = "rows::member")]
         birthplace: MemberId,
+        /// Where its replicas will be; sorted, the birthplace among them.
+        #[serde(with = "rows::members")]
+        to: Vec<MemberId>,
         /// Whether it is there.
         born: bool,
     },
@@ -51,6 +54,9 @@ pub enum Work {
         /// As in [`Work::Create`].
         #[serde(with = "rows::member")]
         birthplace: MemberId,
+        /// Where the sequencer's replicas will be; sorted, the birthplace among them.
+        #[serde(with = "rows::members")]
+        to: Vec<MemberId>,
         /// How far.
         phase: SequencePhase,
     },
@@ -129,16 +135,24 @@ pub enum MergePhase {
     Unseal,
 }
 
+impl Work {
+    /// The shards that it keeps busy.
+    #[must_use]
+    pub fn groups(&self) -> Vec<GroupId> {
+        match self {
+            Self::Create { group, .. } | Self::Move { group, .. } => vec![*group],
+            Self::Sequence { shard, sequencer, .. } => vec![*shard, *sequencer],
+            Self::Split { parent, child, .. } => vec![*parent, *child],
+            Self::Merge { left, right, .. } => vec![*left, *right],
+        }
+    }
+}
+
 impl Operation {
     /// The shards that it keeps busy.
     #[must_use]
     pub fn groups(&self) -> Vec<GroupId> {
-        match &self.work {
-            Work::Create { group, .. } | Work::Move { group, .. } => vec![*group],
-            Work::Sequence { shard, sequencer, .. } => vec![*shard, *sequencer],
-            Work::Split { parent, child, .. } => vec![*parent, *child],
-            Work::Merge { left, right, .. } => vec![*left, *right],
-        }
+        self.work.groups()
     }
 
     /// Its kind, in one word for people.

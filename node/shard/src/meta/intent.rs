@@ -396,23 +396,15 @@ impl MetaState {
         let listed = self.shards.iter().filter(|(_, shard)| shard.replicas.contains(&member));
         let mut groups: BTreeSet<GroupId> = listed.map(|(group, _)| *group).collect();
         for operation in self.operations.values() {
-            match &operation.work {
-                Work::Move { group, to } if to.contains(&member) => {
-                    groups.insert(*group);
-                }
-                Work::Create { group, birthplace, .. } if *birthplace == member => {
-                    groups.insert(*group);
-                }
-                Work::Sequence {
-                    sequencer, birthplace, ..
-                } if *birthplace == member => {
-                    groups.insert(*sequencer);
-                }
-                Work::Move { .. }
-                | Work::Create { .. }
-                | Work::Sequence { .. }
-                | Work::Split { .. }
-                | Work::Merge { .. } => {}
+            let target = match &operation.work {
+                Work::Move { group, to } | Work::Create { group, to, .. } => Some((*group, to)),
+                Work::Sequence { sequencer, to, .. } => Some((*sequencer, to)),
+                Work::Split { .. } | Work::Merge { .. } => None,
+            };
+            if let Some((group, to)) = target
+                && to.contains(&member)
+            {
+                groups.insert(group);
             }
         }
         groups
