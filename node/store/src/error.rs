@@ -1,7 +1,7 @@
 //! What can go wrong with the state machine's storage.
 
 use crate::codec::CodecError;
-use althing_raft::ids::{GroupId, Index};
+use althing_raft::ids::{GroupId, Index, LogPosition};
 use std::io;
 use std::path::PathBuf;
 
@@ -100,6 +100,18 @@ pub enum StoreError {
         /// The group.
         group: GroupId,
     },
+    /// A neighbour is to join whose state is not here as it must be.
+    #[error(
+        "group {group}: group {from} is to join, and is not here sealed and applied up to entry {}; ask the leader for a snapshot", position.index
+    )]
+    Neighbour {
+        /// The group.
+        group: GroupId,
+        /// The neighbour.
+        from: GroupId,
+        /// What must be applied of its log.
+        position: LogPosition,
+    },
     /// A snapshot's chunks are damaged, out of order or incomplete. The present state is untouched.
     #[error("group {group}: snapshot refused: {what}; ask the leader for a new one")]
     Snapshot {
@@ -141,6 +153,7 @@ impl StoreError {
             | Self::OutOfOrder { .. }
             | Self::Defragment { .. }
             | Self::Bootstrapped { .. }
+            | Self::Neighbour { .. }
             | Self::Snapshot { .. } => false,
         }
     }
@@ -163,6 +176,7 @@ impl StoreError {
             | Self::OutOfOrder { .. }
             | Self::Defragment { .. }
             | Self::Bootstrapped { .. }
+            | Self::Neighbour { .. }
             | Self::Snapshot { .. } => false,
         }
     }

@@ -108,6 +108,15 @@ impl Partitioning {
         }
     }
 
+    /// The slot of a key; `None` if keys are not hashed.
+    #[must_use]
+    pub fn slot(&self, key: &[u8]) -> Option<u32> {
+        match *self {
+            Self::Range => None,
+            Self::Hash { slots, prefix_segments } => Some(slot(key, slots, prefix_segments)),
+        }
+    }
+
     /// All of the keyspace.
     #[must_use]
     pub fn whole(&self) -> Span {

@@ -2,7 +2,8 @@
 //!
 //! ```text
 //! chunk  := version u8 | kind u8 | seq u32 | crc32c u32 | body          crc over all but itself
-//! header := applied record (len u32 | bytes) | members u32 | (id u64 | context)*
+//! header := applied record (len u32 | bytes) | members u32 | (id u64 | context)* | transactions of a shard
+//! transactions := count u32 | (table u8 | id | row (len u32 | bytes))*      if the applied record says what shard it is
 //! rows   := (main i64 | sub u32 | row (len u32 | bytes))*               in revision order
 //! end    := rows u64
 //! ```
@@ -14,14 +15,20 @@
 //! A stream that breaks can be carried on: the receiver says how far its import has come, and the same export (not another one of
 //! the same position, which may lack rows that were swept since) goes on from there.
 
+mod rows;
+
+use crate::codec::shard::{decode_txn_id, encode_txn_id};
 use crate::codec::{CodecError, Reader, put_bytes, put_len};
 use crate::error::StoreError;
-use crate::mvcc::layout::{AppliedRecord, Place, Row, RowId, Slot};
-use crate::mvcc::{State, successor};
-use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
+use crate::mvcc::State;
+use crate::mvcc::layout::{AppliedRecord, Place, Row, RowId, SUB_MAX, Slot};
+use crate::mvcc::shard::Shard;
+use crate::mvcc::txns::{Table, TxnChanges};
+use crate::state::{Batch, PageLimit, StateStore};
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
 use bytes::{BufMut, Bytes, BytesMut};
+use rows::Rows;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
@@ -134,29 +141,34 @@ impl Progress {
 /// A consistent state of one group, chunk by chunk. While it lives, nothing that it still has to read is deleted: drop it soon.
 pub struct Export<S> {
     store: S,
-    slot: Slot,
+    group: GroupId,
     record: AppliedRecord,
     members: BTreeMap<MemberId, Bytes>,
-    rest: KeySpan,
+    txns: TxnChanges,
+    stream: Rows,
     stage: Stage,
     seq: u32,
     rows: u64,
+    /// The last row that went out.
+    last: Option<RowId>,
     _pin: Arc<()>,
 }
 
 impl<S: StateStore> Export<S> {
-    pub(crate) fn new(store: S, state: &State, pin: Arc<()>) -> Self {
-        Self {
-            store,
-            slot: state.slot(),
+    pub(crate) fn new(store: S, state: &State, pin: Arc<()>) -> Result<Self, StoreError> {
+        Ok(Self {
+            group: state.group,
             record: state.record.clone(),
             members: state.members.clone(),
-            rest: state.slot().rows_span(state.record.current),
+            txns: state.txns.rows(),
+            stream: Rows::new(&store, state)?,
+            store,
             stage: Stage::Header,
             seq: 0,
             rows: 0,
+            last: None,
             _pin: pin,
-        }
+        })
     }
 
     /// What it covers.
@@ -170,10 +182,8 @@ impl<S: StateStore> Export<S> {
         self.stage = from.stage;
         self.seq = from.chunks;
         self.rows = from.rows;
-        self.rest = self.slot.rows_span(self.record.current);
-        if let Some(last) = from.last {
-            self.rest.start = successor(&self.slot.row_key(last));
-        }
+        self.last = from.last;
+        self.stream.seek(from.last);
     }
 
     /// The next chunk; `None` after the last.
@@ -190,6 +200,17 @@ impl<S: StateStore> Export<S> {
                     body.put_u64_le(member.0);
                     put_bytes(context, &mut body);
                 }
+                if self.record.shard != Shard::default() {
+                    put_len(self.txns.len(), &mut body);
+                    for ((table, txn), row) in &self.txns {
+                        body.put_u8(match table {
+                            Table::Prepared => 0,
+                            Table::Decided => 1,
+                        });
+                        encode_txn_id(*txn, &mut body);
+                        put_bytes(row.as_deref().unwrap_or_default(), &mut body);
+                    }
+                }
                 self.stage = Stage::Rows;
                 HEADER
             }
@@ -198,15 +219,11 @@ impl<S: StateStore> Export<S> {
                     rows: PageLimit::WALK.rows,
                     bytes: CHUNK_BYTES_TARGET,
                 };
-                let page = self.store.scan(&self.rest, Order::Forward, limit)?;
+                let page = self.stream.next_page(&self.store, self.last, limit)?;
                 match page.last() {
                     Some((last, _)) => {
-                        self.rest.start = successor(last);
-                        for (key, row) in page {
-                            let id = self.slot.parse_row_key(&key).ok_or_else(|| StoreError::Corrupt {
-                                group: self.slot.group,
-                                what: "a row's key has a wrong length".to_owned(),
-                            })?;
+                        self.last = Some(*last);
+                        for (id, row) in page {
                             body.put_i64_le(id.main);
                             body.put_u32_le(id.sub);
                             put_bytes(&row, &mut body);
@@ -227,7 +244,7 @@ impl<S: StateStore> Export<S> {
         if chunk.len() > CHUNK_BYTES_MAX {
             let what = format!("a chunk of {} bytes is larger than {CHUNK_BYTES_MAX}", chunk.len());
             return Err(StoreError::Snapshot {
-                group: self.slot.group,
+                group: self.group,
                 what,
             });
         }
@@ -366,6 +383,25 @@ impl<S: StateStore> Import<S> {
             let context = reader.bytes("member context").map_err(read)?;
             self.state.members.insert(member, Bytes::copy_from_slice(&context));
         }
+        if record.shard != Shard::default() {
+            for _ in 0..reader.u32("transactions").map_err(read)? {
+                let table = match reader.u8("transaction").map_err(read)? {
+                    0 => Table::Prepared,
+                    1 => Table::Decided,
+                    tag => {
+                        return Err(read(CodecError::Tag {
+                            what: "transaction",
+                            tag,
+                        }));
+                    }
+                };
+                let txn = decode_txn_id(&mut reader).map_err(read)?;
+                let row = reader.bytes("transaction").map_err(read)?;
+                // Copied, as contexts are.
+                let row = Bytes::copy_from_slice(&row);
+                self.state.txns.load(table, txn, row).map_err(read)?;
+            }
+        }
         reader.finish("snapshot header").map_err(read)?;
         self.state.record = record;
         self.started = true;
@@ -386,7 +422,10 @@ impl<S: StateStore> Import<S> {
                 sub: reader.u32("revision").map_err(read)?,
             };
             let bytes = reader.bytes("row").map_err(read)?;
-            if self.last.is_some_and(|last| id <= last) || id.main > self.state.record.current || id.main < 0 {
+            let fits = self.last.is_none_or(|last| id > last)
+                && (0..=self.state.record.current).contains(&id.main)
+                && id.sub <= SUB_MAX;
+            if !fits {
                 return Err(self.refuse(format!("the row of revision {}.{} is out of order", id.main, id.sub)));
             }
             self.last = Some(id);

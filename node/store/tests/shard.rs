@@ -24,10 +24,11 @@ fn territory(start: &str, end: Option<&str>, epoch: u64) -> Territory {
 }
 
 fn shard<S: StateStore>(keys: &Keys<S>, command: ShardCommand) -> Result<ShardResult, OpError> {
-    match keys.run(Command::Shard(command)).1? {
-        OpResult::Shard(result) => Ok(result),
-        other => panic!("{other:?}"),
-    }
+    let result = keys.run(Command::Shard(command)).1?;
+    let OpResult::Shard(result) = result else {
+        panic!("{result:?}")
+    };
+    Ok(result)
 }
 
 fn settle<S: StateStore>(keys: &Keys<S>, territory: Territory, source: RevisionSource) -> i64 {

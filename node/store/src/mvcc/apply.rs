@@ -4,9 +4,11 @@ use crate::error::StoreError;
 use crate::mvcc::behind::Written;
 use crate::mvcc::exec::Exec;
 use crate::mvcc::layout::AppliedRecord;
+use crate::mvcc::split::Reshape;
 use crate::mvcc::txns::{Transactions, TxnChanges};
 use crate::mvcc::view::{Delta, Fail};
 use crate::mvcc::{ApplyItem, CommandResult, Mvcc, State};
+use crate::ops::Territory;
 use crate::state::StateStore;
 use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, SnapshotMeta};
 use althing_raft::ids::MemberId;
@@ -50,13 +52,21 @@ fn member_change(
 }
 
 /// What a batch of entries makes of a state.
-struct News {
+pub(super) struct News {
     record: AppliedRecord,
     delta: Delta,
     written: Written,
     members: MemberChanges,
     /// What is prepared and decided now, and which rows of it are new, if any are.
     txns: Option<(Transactions, TxnChanges)>,
+    /// What else is to be done with the group.
+    reshape: Option<Reshape>,
+}
+
+impl News {
+    pub(super) fn territory(&self) -> &Territory {
+        &self.record.shard.territory
+    }
 }
 
 /// A lock that was there to be had. Poison says nothing, see [`Mvcc::read`].
@@ -70,7 +80,7 @@ pub(super) fn free<T>(tried: Result<T, TryLockError<T>>) -> Option<T> {
 
 impl State {
     /// Adds what was applied.
-    fn take_in(&mut self, news: News) {
+    pub(super) fn take_in(&mut self, news: News) {
         self.record = news.record;
         for (key, history) in news.delta {
             self.index.extend(&key, history.head, &history.changes);
@@ -108,15 +118,46 @@ impl<S: StateStore> Mvcc<S> {
     /// the number and bytes of the items.
     ///
     /// # Errors
-    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. If the engine fails a read, the process should end.
+    /// `OutOfOrder` if the items are not the next ones: nothing is applied then. `Neighbour` if the last item is an absorption: see
+    /// [`Mvcc::apply_beside`]. If the engine fails a read, the process should end.
+    ///
+    /// # Panics
+    /// If an item that [`ApplyItem::ends_batch`] is not the last one.
     pub fn apply_behind(
         &self,
         items: &[ApplyItem],
         applied: SnapshotMeta,
     ) -> Result<Vec<Option<CommandResult>>, StoreError> {
-        let _writer = self.writer();
-        let (news, results) = self.run(&self.read(), items, applied)?;
-        self.write().take_in(news);
+        self.apply_beside(items, applied, None)
+    }
+
+    /// As `apply_behind`, with the neighbour that the last item says is to join. Call it with that if `apply_behind` answers `Neighbour`.
+    ///
+    /// A split and an absorption are in the engine when this returns; [`Mvcc::take_born`] gives the group that a split made.
+    ///
+    /// # Errors
+    /// As of `apply_behind`. `Neighbour` if the neighbour's state is not what must join: nothing is applied then, and only a snapshot
+    /// from a member that has it helps.
+    ///
+    /// # Panics
+    /// If an item that [`ApplyItem::ends_batch`] is not the last one.
+    pub fn apply_beside(
+        &self,
+        items: &[ApplyItem],
+        applied: SnapshotMeta,
+        neighbour: Option<&Self>,
+    ) -> Result<Vec<Option<CommandResult>>, StoreError> {
+        let mut writer = self.writer();
+        let (mut news, mut results) = self.run(&self.read(), items, applied)?;
+        match news.reshape.take() {
+            None => self.write().take_in(news),
+            Some(reshape) => {
+                if let Err(error) = self.reshape(&mut writer, news, reshape, neighbour)? {
+                    let last = results.last_mut().and_then(Option::as_mut);
+                    last.expect("invariant: the last item was a command").result = Err(error);
+                }
+            }
+        }
         Ok(results)
     }
 
@@ -144,6 +185,10 @@ impl<S: StateStore> Mvcc<S> {
             return Ok(None);
         };
         let (news, results) = self.run(&state, items, applied)?;
+        // That takes its time.
+        if news.reshape.is_some() {
+            return Ok(None);
+        }
         drop(state);
         // The others can only have read meanwhile.
         let Some(mut state) = free(self.state.try_write()) else {
@@ -173,7 +218,7 @@ impl<S: StateStore> Mvcc<S> {
             items.iter().take(last).all(|item| !item.ends_batch()),
             "invariant: whoever applies ends a batch where it must end"
         );
-        let mut exec = Exec::new(&self.store, state, applied.position);
+        let mut exec = Exec::new(&self.store, state, &applied);
         let mut members = MemberChanges::new();
         let mut results = Vec::with_capacity(items.len());
         for item in items {
@@ -202,6 +247,7 @@ impl<S: StateStore> Mvcc<S> {
             written,
             txns,
             txn_changes,
+            reshape,
             ..
         } = exec;
         let news = News {
@@ -210,6 +256,7 @@ impl<S: StateStore> Mvcc<S> {
             written,
             members,
             txns: (!txn_changes.is_empty()).then(|| (txns.into_owned(), txn_changes)),
+            reshape,
         };
         Ok((news, results))
     }

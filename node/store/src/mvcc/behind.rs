@@ -93,7 +93,7 @@ impl<S: StateStore> Mvcc<S> {
     }
 
     /// The same, by who writes already.
-    pub(super) fn write_pending(&self, _writer: &Writer) -> Result<(), StoreError> {
+    pub(super) fn write_pending(&self, _writer: &Writer<S>) -> Result<(), StoreError> {
         let batch = {
             let state = self.read();
             if !state.pending.dirty {
@@ -111,35 +111,39 @@ impl<S: StateStore> Mvcc<S> {
 }
 
 impl State {
-    /// Adds what waits for the engine, and the record of it, to a batch.
-    pub(super) fn put_pending(&self, batch: &mut Batch) {
+    /// Adds the rows that wait for the engine to a batch.
+    pub(super) fn put_rows(&self, batch: &mut Batch) {
         let (slot, pending) = (self.slot(), &self.pending);
-        {
-            // Revisions only grow, and a row is never written twice.
-            batch.run(
-                pending
-                    .rows
-                    .iter()
-                    .map(|(id, row)| (slot.row_key(*id).into(), row.clone())),
-            );
-            // Those do not: each stands for itself.
-            for (id, row) in &pending.late {
-                batch.put(slot.late_key(*id), row.clone());
-            }
-            for ((table, txn), row) in &pending.txns {
-                let key = slot.txn_key(*table, *txn);
-                match row {
-                    Some(row) => batch.put(key, row.clone()),
-                    None => batch.delete(key),
-                }
-            }
-            for (member, context) in &pending.members {
-                match context {
-                    Some(context) => batch.put(slot.member_key(*member), context.clone()),
-                    None => batch.delete(slot.member_key(*member)),
-                }
-            }
-            batch.put(slot.applied_key(), self.record.encode());
+        // Revisions only grow, and a row is never written twice.
+        batch.run(
+            pending
+                .rows
+                .iter()
+                .map(|(id, row)| (slot.row_key(*id).into(), row.clone())),
+        );
+        // Those do not: each stands for itself.
+        for (id, row) in &pending.late {
+            batch.put(slot.late_key(*id), row.clone());
         }
+    }
+
+    /// Adds what waits for the engine, and the record of it, to a batch.
+    fn put_pending(&self, batch: &mut Batch) {
+        let (slot, pending) = (self.slot(), &self.pending);
+        self.put_rows(batch);
+        for ((table, txn), row) in &pending.txns {
+            let key = slot.txn_key(*table, *txn);
+            match row {
+                Some(row) => batch.put(key, row.clone()),
+                None => batch.delete(key),
+            }
+        }
+        for (member, context) in &pending.members {
+            match context {
+                Some(context) => batch.put(slot.member_key(*member), context.clone()),
+                None => batch.delete(slot.member_key(*member)),
+            }
+        }
+        batch.put(slot.applied_key(), self.record.encode());
     }
 }

@@ -5,6 +5,7 @@ use crate::mvcc::behind::Written;
 use crate::mvcc::index::{Change, Head};
 use crate::mvcc::layout::{Live, Place, Row, RowId};
 use crate::mvcc::shard::Shard;
+use crate::mvcc::split::Reshape;
 use crate::mvcc::txns::{Transactions, TxnChanges};
 use crate::mvcc::view::{Delta, Fail, View, compare_holds, finish_range, read_revision, rows_wanted};
 use crate::ops::{
@@ -12,6 +13,7 @@ use crate::ops::{
     RevisionSource, Territory, Txn, Verdict,
 };
 use crate::state::StateStore;
+use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, LogPosition};
 use bytes::Bytes;
 use std::borrow::Cow;
@@ -57,6 +59,10 @@ pub(crate) struct Exec<'a, S> {
     pub(crate) shard: Shard,
     /// Where the batch ends.
     pub(super) position: LogPosition,
+    /// Whether the configuration there is a joint one.
+    pub(super) joint: bool,
+    /// What the command that ends the batch makes of the group.
+    pub(super) reshape: Option<Reshape>,
     pub(super) txns: Cow<'a, Transactions>,
     /// What of it has changed.
     pub(super) txn_changes: TxnChanges,
@@ -73,14 +79,16 @@ pub(crate) struct Exec<'a, S> {
 
 impl<'a, S: StateStore> Exec<'a, S> {
     /// For a batch that ends there.
-    pub(crate) fn new(store: &'a S, state: &'a State, position: LogPosition) -> Self {
+    pub(crate) fn new(store: &'a S, state: &'a State, end: &SnapshotMeta) -> Self {
         Self {
             store,
             state,
             current: state.record.current,
             compacted: state.record.compacted,
             shard: state.record.shard.clone(),
-            position,
+            position: end.position,
+            joint: end.config.is_joint(),
+            reshape: None,
             txns: Cow::Borrowed(&state.txns),
             txn_changes: TxnChanges::new(),
             late: false,
@@ -95,7 +103,7 @@ impl<'a, S: StateStore> Exec<'a, S> {
     pub(crate) fn reading(store: &'a S, state: &'a State) -> Self {
         Self {
             newest: Some(state.newest_read()),
-            ..Self::new(store, state, state.record.meta.position)
+            ..Self::new(store, state, &state.record.meta)
         }
     }
 
@@ -405,6 +413,11 @@ impl<'a, S: StateStore> Exec<'a, S> {
         let history = self.delta.entry(key.clone()).or_default();
         history.head = head;
         history.changes.push(Change::new(place, row.len(), removal));
+        let row = if place.late {
+            Row::into_late(&row, self.position.index)
+        } else {
+            row
+        };
         self.written.of(place.late).insert(place.id, row.into());
         self.changed.push((key.clone(), was));
     }

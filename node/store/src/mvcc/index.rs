@@ -1,7 +1,8 @@
 //! The key index: every key's changes, in memory, rebuilt from the rows at open.
 
-use crate::mvcc::layout::{Place, ROW_KEY_BYTES, Row, RowId};
-use crate::ops::KeyRange;
+use crate::mvcc::layout::{Place, ROW_KEY_BYTES, Row, RowId, SUB_MAX};
+use crate::ops::{KeyRange, Partitioning, Span};
+use bytes::Bytes;
 use std::collections::{BTreeMap, btree_map};
 use std::ops::Bound;
 
@@ -15,7 +16,7 @@ pub(crate) struct Change {
     rest: u32,
 }
 
-const LATE: u32 = 1 << 31;
+const LATE: u32 = SUB_MAX + 1;
 const REMOVAL: u32 = 1 << 23;
 const SOURCE_SHIFT: u32 = 24;
 
@@ -23,7 +24,10 @@ impl Change {
     pub(crate) fn new(place: Place, row_bytes: usize, removal: bool) -> Self {
         // Rows are bounded by the request limit, below 8 MiB; a larger figure would only spoil an estimate.
         let bytes = u32::try_from(row_bytes).unwrap_or(REMOVAL - 1).min(REMOVAL - 1);
-        assert!(place.id.sub < LATE, "invariant: a command changes fewer than 2^31 keys");
+        assert!(
+            place.id.sub <= SUB_MAX,
+            "invariant: a command changes at most 2^31 keys"
+        );
         Self {
             main: place.id.main,
             sub: if place.late { place.id.sub | LATE } else { place.id.sub },
@@ -33,7 +37,7 @@ impl Change {
 
     pub(crate) fn place(self) -> Place {
         Place {
-            source: u8::try_from(self.rest >> SOURCE_SHIFT).expect("invariant: eight bits are left"),
+            source: self.source(),
             late: self.sub & LATE != 0,
             id: RowId {
                 main: self.main,
@@ -44,6 +48,10 @@ impl Change {
 
     pub(crate) fn removal(self) -> bool {
         self.rest & REMOVAL != 0
+    }
+
+    fn source(self) -> u8 {
+        u8::try_from(self.rest >> SOURCE_SHIFT).expect("invariant: eight bits are left")
     }
 
     fn bytes(self) -> u64 {
@@ -73,6 +81,11 @@ impl History {
         let after = self.changes.partition_point(|change| change.main <= revision);
         after.checked_sub(1).map(|at| self.changes[at])
     }
+
+    /// Bytes of its rows and their keys.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.changes.iter().map(|change| change.bytes()).sum()
+    }
 }
 
 /// All keys.
@@ -85,6 +98,36 @@ pub(crate) struct Index {
     pub(crate) rows: u64,
     /// Bytes of rows and their keys.
     pub(crate) bytes: u64,
+    /// Rows of each source.
+    by_source: Vec<u64>,
+}
+
+/// Sums over some keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
+    live_keys: u64,
+    rows: u64,
+    bytes: u64,
+    by_source: Vec<u64>,
+}
+
+impl Sums {
+    fn add(&mut self, history: &History) {
+        self.live_keys += u64::from(history.head.version > 0);
+        self.rows += history.changes.len() as u64;
+        for change in &history.changes {
+            self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
+        }
+    }
+}
+
+fn count_of(counts: &mut Vec<u64>, source: u8) -> &mut u64 {
+    let at = usize::from(source);
+    if counts.len() <= at {
+        counts.resize(at + 1, 0);
+    }
+    &mut counts[at]
 }
 
 /// Where a sweep goes on.
@@ -111,6 +154,13 @@ pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
     }
 }
 
+fn span_after(at: &[u8]) -> Span {
+    Span {
+        start: Bytes::copy_from_slice(at),
+        end: None,
+    }
+}
+
 impl Index {
     pub(crate) fn get(&self, key: &[u8]) -> Option<&History> {
         self.keys.get(key)
@@ -129,7 +179,10 @@ impl Index {
         self.live_keys -= u64::from(history.head.version > 0);
         self.live_keys += u64::from(head.version > 0);
         self.rows += changes.len() as u64;
-        self.bytes += changes.iter().map(|change| change.bytes()).sum::<u64>();
+        for change in changes {
+            self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
+        }
         history.head = head;
         history.changes.extend_from_slice(changes);
     }
@@ -148,6 +201,7 @@ impl Index {
             history.changes.insert(at, change);
             self.rows += 1;
             self.bytes += change.bytes();
+            *count_of(&mut self.by_source, change.source()) += 1;
             return;
         }
         self.extend(&row.key, head, &[change]);
@@ -185,6 +239,7 @@ impl Index {
             for change in history.changes.drain(..now) {
                 self.rows -= 1;
                 self.bytes -= change.bytes();
+                *count_of(&mut self.by_source, change.source()) -= 1;
                 dropped.push(change.place());
             }
             if now < gone {
@@ -203,5 +258,104 @@ impl Index {
         let start = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         let more = more || self.keys.range::<[u8], _>((start, Bound::Unbounded)).next().is_some();
         (dropped, more.then_some(SweepCursor { after: last }))
+    }
+
+    /// Rows of a source.
+    pub(crate) fn rows_of(&self, source: u8) -> u64 {
+        self.by_source.get(usize::from(source)).copied().unwrap_or_default()
+    }
+
+    /// What there is at and after a partition key.
+    pub(crate) fn sums_after(&self, partitioning: Partitioning, at: &[u8]) -> Sums {
+        let mut sums = Sums::default();
+        match partitioning {
+            Partitioning::Range => {
+                let after = self.range((Bound::Included(at), Bound::Unbounded));
+                after.for_each(|(_, history)| sums.add(history));
+            }
+            Partitioning::Hash { .. } => {
+                let after = span_after(at);
+                let inside = self.keys.iter().filter(|(key, _)| partitioning.is_in(key, &after));
+                inside.for_each(|(_, history)| sums.add(history));
+            }
+        }
+        sums
+    }
+
+    /// Takes out what is at and after a partition key, of which these are the sums.
+    pub(crate) fn split_off(&mut self, partitioning: Partitioning, at: &[u8], sums: Sums) -> Self {
+        let keys = match partitioning {
+            Partitioning::Range => self.keys.split_off(at),
+            Partitioning::Hash { .. } => {
+                let after = span_after(at);
+                self.keys
+                    .extract_if(.., |key, _| partitioning.is_in(key, &after))
+                    .collect()
+            }
+        };
+        let Sums {
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        } = sums;
+        self.live_keys -= live_keys;
+        self.rows -= rows;
+        self.bytes -= bytes;
+        for (rows, gone) in self.by_source.iter_mut().zip(&by_source) {
+            *rows -= gone;
+        }
+        Self {
+            keys,
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        }
+    }
+
+    /// Gives sources other numbers: the one at each place of the list becomes the one that stands there.
+    pub(crate) fn renumber(&mut self, numbers: &[u8]) {
+        let mut by_source = Vec::new();
+        for history in self.keys.values_mut() {
+            for change in &mut history.changes {
+                let number = numbers[usize::from(change.source())];
+                change.rest = change.rest & !(u32::from(u8::MAX) << SOURCE_SHIFT) | u32::from(number) << SOURCE_SHIFT;
+                *count_of(&mut by_source, number) += 1;
+            }
+        }
+        self.by_source = by_source;
+    }
+
+    /// Takes in other keys.
+    pub(crate) fn append(&mut self, other: Self) {
+        let Self {
+            mut keys,
+            live_keys,
+            rows,
+            bytes,
+            by_source,
+        } = other;
+        self.keys.append(&mut keys);
+        self.live_keys += live_keys;
+        self.rows += rows;
+        self.bytes += bytes;
+        for (source, rows) in (0_u8..=u8::MAX).zip(by_source) {
+            *count_of(&mut self.by_source, source) += rows;
+        }
+    }
+
+    /// Takes out some changes, for an index that is being given up; none if nothing is left.
+    pub(crate) fn take_some(&mut self, rows_max: usize) -> Vec<Place> {
+        let mut places = Vec::new();
+        while places.len() < rows_max
+            && let Some(mut first) = self.keys.first_entry()
+        {
+            match first.get_mut().changes.pop() {
+                Some(change) => places.push(change.place()),
+                None => drop(first.remove()),
+            }
+        }
+        places
     }
 }

@@ -1,8 +1,9 @@
 //! Snapshots out of and into a group's state.
 
 use crate::error::StoreError;
-use crate::mvcc::Mvcc;
 use crate::mvcc::layout::{Slot, slot_key};
+use crate::mvcc::refs::SlotRecord;
+use crate::mvcc::{Mvcc, Writer};
 use crate::snapshot::{Export, Import};
 use crate::state::{Batch, StateStore};
 use althing_raft::entry::SnapshotMeta;
@@ -18,26 +19,58 @@ impl<S: StateStore> Mvcc<S> {
         let writer = self.writer();
         self.write_pending(&writer)?;
         let state = self.read();
-        Ok(Export::new(self.store.clone(), &state, Arc::clone(&self.exports)))
+        Export::new(self.store.clone(), &state, Arc::clone(&writer.exports))
     }
 
     /// Begins to receive a snapshot. One at a time: an earlier import that was not installed is void.
     #[must_use]
     pub fn import(&self) -> Import<S> {
-        let mut writer = self.writer();
+        self.begin_import(&mut self.writer())
+    }
+
+    fn begin_import(&self, writer: &mut Writer<S>) -> Import<S> {
+        let slot = |number| Slot {
+            group: self.group,
+            number,
+        };
         if let Some(abandoned) = writer.importing.take() {
-            writer.stale_slots.push(abandoned);
+            writer.stale_slots.push(slot(abandoned));
         }
         writer.last_slot += 1;
-        let number = writer.last_slot;
-        writer.importing = Some(number);
-        Import::new(
-            self.store.clone(),
-            Slot {
-                group: self.group,
-                number,
-            },
-        )
+        writer.importing = Some(writer.last_slot);
+        Import::new(self.store.clone(), slot(writer.last_slot))
+    }
+
+    /// Copies all rows that lie in several slots into one new slot: for a group whose rows would otherwise lie in too many. It takes as
+    /// long as taking in a snapshot, and no member needs it at the same time as another.
+    pub(super) fn consolidate(&self, writer: &mut Writer<S>) -> Result<(), StoreError> {
+        self.write_pending(writer)?;
+        let export = Export::new(self.store.clone(), &self.read(), Arc::clone(&writer.exports))?;
+        let mut import = self.begin_import(writer);
+        for chunk in export {
+            import.chunk(&chunk?)?;
+        }
+        self.replace(writer, import)
+    }
+
+    /// Makes a complete import the state.
+    fn replace(&self, writer: &mut Writer<S>, import: Import<S>) -> Result<(), StoreError> {
+        let state = import.state;
+        let slot = state.slot();
+        let mut batch = Batch::default();
+        state.put_tables(&state.record, slot, &mut batch);
+        self.read().delete_refs(&mut batch);
+        let record = SlotRecord::Here {
+            own: slot.number,
+            inherited: Vec::new(),
+        };
+        batch.put(slot_key(self.group), record.encode());
+        self.store.apply(batch)?;
+        self.store.checkpoint()?;
+        let old = std::mem::replace(&mut *self.write(), state);
+        writer.importing = None;
+        writer.sweep = None;
+        self.leave_behind(writer, old)
     }
 
     /// Makes a complete import the state, atomically and durably, and says what the state is now. The WAL's log may be
@@ -67,22 +100,7 @@ impl<S: StateStore> Mvcc<S> {
                 meta.position.index, applied.index
             )));
         }
-        let mut batch = Batch::default();
-        batch.put(slot.applied_key(), import.state.record.encode());
-        for (member, context) in &import.state.members {
-            batch.put(slot.member_key(*member), context.clone());
-        }
-        batch.put(slot_key(self.group), slot.number.to_le_bytes().to_vec());
-        self.store.apply(batch)?;
-        self.store.checkpoint()?;
-
-        let old = {
-            let mut state = self.write();
-            std::mem::replace(&mut *state, import.state).slot()
-        };
-        writer.importing = None;
-        writer.sweep = None;
-        writer.stale_slots.push(old.number);
+        self.replace(&mut writer, import)?;
         Ok(meta)
     }
 }

@@ -5,7 +5,8 @@
 //! group u64 | 'D' | slot u32 | 'A'            -> applied record
 //! group u64 | 'D' | slot u32 | 'M' | member   -> the member's context
 //! group u64 | 'D' | slot u32 | 'R' | main u64 | sub u32 -> revision row
-//! group u64 | 'D' | slot u32 | 'L' | main u64 | sub u32 -> late row: of a revision below some that are there already
+//! group u64 | 'D' | slot u32 | 'L' | main u64 | sub u32 -> late row: of a revision below some that
+//!                                                           were there already, behind the index of its entry
 //! group u64 | 'D' | slot u32 | 'P' | transaction -> what of it is prepared here
 //! group u64 | 'D' | slot u32 | 'T' | transaction -> what was decided about it here
 //! ```
@@ -22,7 +23,7 @@ use crate::mvcc::txns::Table;
 use crate::ops::{KeyValue, Revision, TxnId};
 use crate::state::KeySpan;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::{GroupId, MemberId};
+use althing_raft::ids::{GroupId, Index, MemberId};
 use althing_raft::roster::ReadsState;
 use bytes::{BufMut, Bytes};
 
@@ -35,6 +36,9 @@ pub(crate) struct RowId {
     pub(crate) main: i64,
     pub(crate) sub: u32,
 }
+
+/// Largest number of a change inside its revision: the index needs a bit of it.
+pub(crate) const SUB_MAX: u32 = u32::MAX >> 1;
 
 /// Where a row lies: in which of the group's sources, among which of its rows, under which number.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -50,7 +54,7 @@ pub(crate) struct Place {
 pub(crate) const ROW_KEY_BYTES: u64 = 8 + 1 + 4 + 1 + 8 + 4;
 
 /// A group's slot: the prefix of its keys.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub(crate) struct Slot {
     pub(crate) group: GroupId,
     pub(crate) number: u32,
@@ -111,6 +115,15 @@ impl Slot {
         key
     }
 
+    /// The key of a row that lies in it.
+    pub(crate) fn key_of(self, place: Place) -> Vec<u8> {
+        if place.late {
+            self.late_key(place.id)
+        } else {
+            self.row_key(place.id)
+        }
+    }
+
     pub(crate) fn late_key(self, id: RowId) -> Vec<u8> {
         let mut key = self.kind(b'L');
         key.put_i64(id.main);
@@ -150,9 +163,10 @@ impl Slot {
     fn parse_id(self, kind: u8, key: &[u8]) -> Option<RowId> {
         let rest = key.strip_prefix(&self.kind(kind)[..])?;
         let (main, sub) = rest.split_at_checked(8)?;
-        Some(RowId {
+        let sub = u32::from_be_bytes(sub.try_into().ok()?);
+        (sub <= SUB_MAX).then_some(RowId {
             main: i64::from_be_bytes(main.try_into().ok()?),
-            sub: u32::from_be_bytes(sub.try_into().ok()?),
+            sub,
         })
     }
 
@@ -186,6 +200,9 @@ impl Slot {
         Some(MemberId(u64::from_be_bytes(rest.try_into().ok()?)))
     }
 }
+
+/// Bytes that a late row has before it.
+const LATE_HEADER_BYTES: usize = 8;
 
 /// One change of one key, as stored.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -249,6 +266,20 @@ impl Row {
             }
         };
         Ok(Self { key, live })
+    }
+
+    /// A late row's value, which says up to where entries were applied when it was written: `index u64 | row`.
+    pub(crate) fn into_late(row: &[u8], at: Index) -> Vec<u8> {
+        let mut out = Vec::with_capacity(LATE_HEADER_BYTES + row.len());
+        out.put_u64_le(at.0);
+        out.put_slice(row);
+        out
+    }
+
+    pub(crate) fn split_late(value: Bytes) -> Result<(Index, Bytes), CodecError> {
+        let mut reader = Reader(value);
+        let at = Index(reader.u64("a late row's entry")?);
+        Ok((at, reader.0))
     }
 
     /// The row as clients see it; `None` for a removal.

@@ -10,11 +10,14 @@ mod exec;
 mod index;
 mod install;
 pub(crate) mod layout;
-mod shard;
+mod middle;
+mod open;
+mod refs;
+mod retire;
+pub(crate) mod shard;
 mod shard_exec;
-#[allow(dead_code, reason = "splits use the rest of it")]
-mod sources;
-#[allow(dead_code, reason = "snapshots use the rest of it")]
+pub(crate) mod sources;
+mod split;
 pub(crate) mod txns;
 mod view;
 
@@ -31,18 +34,16 @@ use bytes::Bytes;
 use exec::Exec;
 pub(crate) use index::Index;
 use index::SweepCursor;
-use layout::{AppliedRecord, Place, Row, RowId, Slot, data_prefix, slot_key};
+use layout::{AppliedRecord, Place, Row, Slot};
+pub use refs::{groups, tidy};
+use retire::Leftover;
 use shard::{Access, Shard};
 use sources::Source;
+pub use split::CHILD_BIRTH;
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
-use txns::{Table, Transactions};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
+use txns::Transactions;
 use view::{Fail, View, finish_range, read_revision, rows_wanted};
-
-/// Keys that one `compact_step` looks at: about a millisecond of the index's lock.
-const SWEEP_KEYS_MAX: usize = 4096;
-/// Rows that it deletes at most: a batch that the engine can make durable as a whole.
-const SWEEP_ROWS_MAX: usize = crate::state::REMOVALS_MAX;
 
 /// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
 const READ_RETRIES: usize = 3;
@@ -169,12 +170,7 @@ impl State {
 
     /// The engine's key of a row.
     fn key_of(&self, place: Place) -> Vec<u8> {
-        let slot = self.sources[usize::from(place.source)].slot;
-        if place.late {
-            slot.late_key(place.id)
-        } else {
-            slot.row_key(place.id)
-        }
+        self.sources[usize::from(place.source)].slot.key_of(place)
     }
 
     /// A row that the engine does not have yet.
@@ -214,14 +210,19 @@ impl State {
 
     /// A row that the index names, parsed.
     fn key_value(&self, place: Place, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
-        parse_row(self.group, place.id, row)
+        parse_row(self.group, place, row)
     }
 }
 
-fn parse_row(group: GroupId, id: RowId, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
-    let corrupt = |what: String| StoreError::Corrupt { group, what };
+fn parse_row(group: GroupId, place: Place, row: Option<Bytes>) -> Result<crate::ops::KeyValue, StoreError> {
+    let (corrupt, id) = (|what: String| StoreError::Corrupt { group, what }, place.id);
     let row = row.ok_or_else(|| corrupt(format!("the row of revision {}.{} is missing", id.main, id.sub)))?;
-    let row = Row::decode(row).map_err(|source| StoreError::Unreadable {
+    let row = if place.late {
+        Row::split_late(row).map(|(_, row)| row)
+    } else {
+        Ok(row)
+    };
+    let row = row.and_then(Row::decode).map_err(|source| StoreError::Unreadable {
         group,
         what: "a revision row",
         source,
@@ -231,16 +232,53 @@ fn parse_row(group: GroupId, id: RowId, row: Option<Bytes>) -> Result<crate::ops
 }
 
 /// What only the writing thread needs.
-#[derive(Default)]
-struct Writer {
+struct Writer<S> {
     /// The sweep under way: its target and where it stands.
     sweep: Option<(i64, SweepCursor)>,
-    /// Slots that hold rows nobody needs.
-    stale_slots: Vec<u32>,
+    /// Slots that hold rows nobody needs, unless a group still refers to them.
+    stale_slots: Vec<Slot>,
+    /// What is left of an earlier state in slots that others still refer to.
+    leftovers: Vec<Leftover>,
     /// The slot of the import under way.
     importing: Option<u32>,
     /// Largest slot number ever used since open.
     last_slot: u32,
+    /// One clone per live export; a sweep waits until there is only this one.
+    exports: Arc<()>,
+    /// The same of groups whose rows are here now, from before they were.
+    pins: Vec<Weak<()>>,
+    /// The group that the last split made.
+    born: Option<Box<Mvcc<S>>>,
+}
+
+impl<S> Writer<S> {
+    fn new(last_slot: u32) -> Self {
+        Self {
+            sweep: None,
+            stale_slots: Vec::new(),
+            leftovers: Vec::new(),
+            importing: None,
+            last_slot,
+            exports: Arc::new(()),
+            pins: Vec::new(),
+            born: None,
+        }
+    }
+
+    /// Whether somebody is still reading what is here, so that nothing may be deleted.
+    fn is_pinned(&mut self) -> bool {
+        self.pins.retain(|pin| pin.strong_count() > 0);
+        !self.pins.is_empty() || Arc::strong_count(&self.exports) > 1
+    }
+
+    /// What another group must wait for that has rows of this one from now on. Exports that begin later are no matter.
+    fn hand_out_pins(&mut self) -> Vec<Weak<()>> {
+        if Arc::strong_count(&self.exports) > 1 {
+            self.pins.push(Arc::downgrade(&self.exports));
+            self.exports = Arc::new(());
+        }
+        self.pins.clone()
+    }
 }
 
 /// One group's state machine. See the module for threads.
@@ -248,117 +286,10 @@ pub struct Mvcc<S> {
     store: S,
     group: GroupId,
     state: RwLock<State>,
-    writer: Mutex<Writer>,
-    /// One clone per live export; a sweep waits until there is only this one.
-    exports: Arc<()>,
+    writer: Mutex<Writer<S>>,
 }
 
 impl<S: StateStore> Mvcc<S> {
-    /// Opens a group's state and rebuilds its index by a walk over its rows. A group that was never written is fresh:
-    /// revision 1, nothing applied, no members.
-    ///
-    /// # Errors
-    /// If the engine fails or what it holds contradicts itself: rebuild from a snapshot and the log then.
-    pub fn open(store: S, group: GroupId) -> Result<Self, StoreError> {
-        let unreadable = |what| move |source| StoreError::Unreadable { group, what, source };
-        let number = match store.get(&slot_key(group))? {
-            None => 0,
-            Some(bytes) => {
-                let what = || StoreError::Corrupt {
-                    group,
-                    what: "the slot record has not four bytes".to_owned(),
-                };
-                u32::from_le_bytes(bytes[..].try_into().map_err(|_| what())?)
-            }
-        };
-        let slot = Slot { group, number };
-        // What an interrupted snapshot installation left.
-        let all = KeySpan::prefix(&data_prefix(group));
-        let current = KeySpan::prefix(&slot.prefix());
-        store.clear(&KeySpan {
-            start: all.start,
-            end: Some(current.start),
-        })?;
-        if let Some(start) = current.end {
-            store.clear(&KeySpan { start, end: all.end })?;
-        }
-
-        let mut state = State::fresh(slot);
-        if let Some(bytes) = store.get(&slot.applied_key())? {
-            state.record = AppliedRecord::decode(bytes).map_err(unreadable("the applied record"))?;
-        }
-        walk(&store, slot.members_span(), |key, context| {
-            let member = slot.parse_member_key(&key);
-            let what = || StoreError::Corrupt {
-                group,
-                what: "a member's key has a wrong length".to_owned(),
-            };
-            state.members.insert(member.ok_or_else(what)?, context);
-            Ok(())
-        })?;
-        for table in [Table::Prepared, Table::Decided] {
-            walk(&store, slot.txns_span(table), |key, row| {
-                let what = || StoreError::Corrupt {
-                    group,
-                    what: "the key of a transaction's row has a wrong length".to_owned(),
-                };
-                let txn = slot.parse_txn_key(table, &key).ok_or_else(what)?;
-                let loaded = state.txns.load(table, txn, row);
-                loaded.map_err(unreadable("a transaction's row"))
-            })?;
-        }
-        walk(&store, slot.all_rows_span(), |key, value| {
-            let id = slot.parse_row_key(&key);
-            let id = id.ok_or_else(|| StoreError::Corrupt {
-                group,
-                what: "a row's key has a wrong length".to_owned(),
-            })?;
-            if id.main > state.record.current {
-                let what = format!(
-                    "a row of revision {} although the current one is {}",
-                    id.main, state.record.current
-                );
-                return Err(StoreError::Corrupt { group, what });
-            }
-            let bytes = value.len();
-            let row = Row::decode(value).map_err(unreadable("a revision row"))?;
-            let place = Place {
-                source: 0,
-                late: false,
-                id,
-            };
-            state.index.load(place, &row, bytes);
-            Ok(())
-        })?;
-        walk(&store, slot.late_span(), |key, value| {
-            let id = slot.parse_late_key(&key);
-            let id = id.ok_or_else(|| StoreError::Corrupt {
-                group,
-                what: "a row's key has a wrong length".to_owned(),
-            })?;
-            let bytes = value.len();
-            let row = Row::decode(value).map_err(unreadable("a revision row"))?;
-            let place = Place {
-                source: 0,
-                late: true,
-                id,
-            };
-            state.index.load(place, &row, bytes);
-            Ok(())
-        })?;
-        let writer = Writer {
-            last_slot: number,
-            ..Writer::default()
-        };
-        Ok(Self {
-            store,
-            group,
-            state: RwLock::new(state),
-            writer: Mutex::new(writer),
-            exports: Arc::new(()),
-        })
-    }
-
     /// What it stands on.
     #[must_use]
     pub fn engine(&self) -> &S {
@@ -476,7 +407,7 @@ impl<S: StateStore> Mvcc<S> {
             .rows
             .iter()
             .zip(rows)
-            .map(|(place, row)| parse_row(self.group, place.id, row));
+            .map(|(place, row)| parse_row(self.group, *place, row));
         let kvs = kvs.collect::<Result<Vec<_>, _>>()?;
         let result = finish_range(range, kvs, listing.count);
         Ok(Some(Ok((Revision(current), result))))
@@ -608,68 +539,6 @@ impl<S: StateStore> Mvcc<S> {
         Ok(applied)
     }
 
-    /// Deletes a bounded number of rows that compaction or an installed snapshot made unreachable. Called by the writing
-    /// thread between batches, until it says `Done`.
-    ///
-    /// # Errors
-    /// If the engine fails.
-    pub fn compact_step(&self) -> Result<Sweep, StoreError> {
-        let mut writer = self.writer();
-        if Arc::strong_count(&self.exports) > 1 {
-            return Ok(Sweep::Paused);
-        }
-        if let Some(number) = writer.stale_slots.last().copied() {
-            let span = KeySpan::prefix(
-                &Slot {
-                    group: self.group,
-                    number,
-                }
-                .prefix(),
-            );
-            if self.store.clear_some(
-                &span,
-                PageLimit {
-                    rows: SWEEP_ROWS_MAX,
-                    ..PageLimit::WALK
-                },
-            )? {
-                writer.stale_slots.pop();
-            }
-            return Ok(Sweep::More);
-        }
-        {
-            let state = self.read();
-            if state.record.swept >= state.record.compacted {
-                return Ok(Sweep::Done);
-            }
-        }
-        // What is deleted and the record of it must not overtake what was applied before.
-        self.write_pending(&writer)?;
-        let mut state = self.write();
-        let (target, cursor) = writer
-            .sweep
-            .take()
-            .unwrap_or((state.record.compacted, SweepCursor::default()));
-        let (dropped, cursor) = state
-            .index
-            .prune(cursor.after.as_deref(), target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
-        let slot = state.slot();
-        let mut batch = Batch::default();
-        for place in dropped {
-            batch.delete(state.key_of(place));
-        }
-        match cursor {
-            Some(cursor) => writer.sweep = Some((target, cursor)),
-            None => {
-                state.record.swept = target;
-                batch.put(slot.applied_key(), state.record.encode());
-            }
-        }
-        drop(state);
-        self.store.apply(batch)?;
-        Ok(Sweep::More)
-    }
-
     // A panic under these locks leaves the state as the engine has it (it is changed only afterwards), so poison says nothing.
     fn read(&self) -> RwLockReadGuard<'_, State> {
         self.state.read().unwrap_or_else(PoisonError::into_inner)
@@ -679,7 +548,7 @@ impl<S: StateStore> Mvcc<S> {
         self.state.write().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn writer(&self) -> MutexGuard<'_, Writer> {
+    fn writer(&self) -> MutexGuard<'_, Writer<S>> {
         self.writer.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

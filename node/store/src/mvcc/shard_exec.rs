@@ -2,13 +2,15 @@
 
 use crate::mvcc::exec::{Exec, Path};
 use crate::mvcc::shard::Access;
+use crate::mvcc::split::Reshape;
 use crate::mvcc::txns::{DECISIONS_MAX, PREPARED_MAX, Prepared, Table, decision_row, locked};
 use crate::mvcc::view::Fail;
 use crate::ops::{
     Decision, Op, OpError, Revision, RevisionSource, ShardCommand, ShardResult, Territory, Txn, TxnId, Verdict,
 };
 use crate::state::StateStore;
-use althing_raft::ids::GroupId;
+use althing_raft::ids::{GroupId, LogPosition};
+use bytes::Bytes;
 
 impl<S: StateStore> Exec<'_, S> {
     /// Runs one; if it is refused, nothing has changed.
@@ -23,7 +25,13 @@ impl<S: StateStore> Exec<'_, S> {
                     Ok(ShardResult::Unsealed)
                 }
             },
-            ShardCommand::Split { .. } | ShardCommand::Absorb { .. } => Err(OpError::Stale.into()),
+            ShardCommand::Split { epoch, at, child } => Ok(self.split(*epoch, at, *child)?),
+            ShardCommand::Absorb {
+                operation,
+                from,
+                position,
+                territory,
+            } => Ok(self.absorb(*operation, *from, *position, territory)?),
             ShardCommand::Prepare { txn, coordinator, part } => self.prepare(*txn, *coordinator, part),
             ShardCommand::Decide { txn, decision } => self.decide(*txn, decision),
             ShardCommand::Finish { txn, decision } => self.finish(*txn, decision),
@@ -37,6 +45,69 @@ impl<S: StateStore> Exec<'_, S> {
         }
     }
 
+    /// Nothing may be under way that is about the group as it is.
+    fn may_reshape(&self) -> Result<(), OpError> {
+        if self.shard.sealed.is_some() {
+            return Err(OpError::Sealed);
+        }
+        // Two shards that count by themselves are not one keyspace. A configuration under way would go on in one of them only.
+        if self.shard.source == RevisionSource::Dense || self.joint {
+            return Err(OpError::Stale);
+        }
+        self.txns.any_prepared()
+    }
+
+    fn split(&mut self, epoch: u64, at: &Bytes, child: GroupId) -> Result<ShardResult, OpError> {
+        let territory = &self.shard.territory;
+        if self.shard.last_child == Some(child) && territory.epoch > epoch {
+            return Ok(ShardResult::Split);
+        }
+        self.may_reshape()?;
+        if territory.epoch != epoch || child == self.group() {
+            return Err(OpError::Stale);
+        }
+        let (left, right) = territory.cut(at).ok_or(OpError::Stale)?;
+        self.reshape = Some(Reshape::Split {
+            at: at.clone(),
+            child,
+            left,
+            right,
+        });
+        Ok(ShardResult::Split)
+    }
+
+    fn absorb(
+        &mut self,
+        operation: u64,
+        from: GroupId,
+        position: LogPosition,
+        territory: &Territory,
+    ) -> Result<ShardResult, OpError> {
+        if self.shard.last_absorb == Some(operation) {
+            return Ok(ShardResult::Absorbed);
+        }
+        self.may_reshape()?;
+        let present = &self.shard.territory;
+        let grows = territory.partitioning == present.partitioning
+            && territory.span.start == present.span.start
+            && present.span.end.is_some()
+            && territory
+                .span
+                .end
+                .as_ref()
+                .is_none_or(|end| present.span.end.as_ref() < Some(end));
+        if territory.epoch <= present.epoch || !grows || from == self.group() {
+            return Err(OpError::Stale);
+        }
+        self.reshape = Some(Reshape::Absorb {
+            operation,
+            from,
+            position,
+            territory: territory.clone(),
+        });
+        Ok(ShardResult::Absorbed)
+    }
+
     fn settle(&mut self, territory: &Territory, source: RevisionSource) -> Result<ShardResult, Fail> {
         let shard = &self.shard;
         if territory.epoch > shard.territory.epoch {
@@ -44,6 +115,11 @@ impl<S: StateStore> Exec<'_, S> {
                 return Err(OpError::Sealed.into());
             }
             self.txns.any_prepared()?;
+            // A slot that others share is shared by partition keys.
+            let apart = shard.last_child.is_some() || shard.last_absorb.is_some() || !shard.territory.span.is_whole();
+            if apart && territory.partitioning != shard.territory.partitioning {
+                return Err(OpError::Stale.into());
+            }
             let narrower = territory.partitioning != shard.territory.partitioning && !territory.span.is_whole()
                 || territory.span.and(&shard.territory.span).as_ref() != Some(&shard.territory.span);
             if narrower && self.any_key_outside(territory) {
@@ -143,6 +219,9 @@ impl<S: StateStore> Exec<'_, S> {
         }
         if self.shard.sealed.is_some() {
             return Err(OpError::Sealed.into());
+        }
+        if self.shard.source == RevisionSource::Dense {
+            return Err(OpError::Unstamped.into());
         }
         if self.txns.decided.len() >= DECISIONS_MAX
             && let Some((oldest, _)) = self.txns.decided.first_key_value()

@@ -27,6 +27,24 @@ impl Source {
         }
     }
 
+    /// More of the slot's rows are the group's.
+    pub(crate) fn add(&mut self, spans: Vec<Span>) {
+        self.spans.extend(spans);
+        self.spans.sort();
+        self.spans.dedup_by(|next, before| {
+            let meets = before.end.as_ref() == Some(&next.start);
+            if meets {
+                before.end = next.end.clone();
+            }
+            meets
+        });
+    }
+
+    /// Whether all of the slot is the group's.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(&self.spans[..], [span] if span.is_whole())
+    }
+
     pub(crate) fn has(&self, partitioning: Partitioning, key: &[u8]) -> bool {
         self.spans.iter().any(|span| partitioning.is_in(key, span))
     }

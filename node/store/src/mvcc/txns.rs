@@ -91,10 +91,6 @@ pub(crate) struct Transactions {
 }
 
 impl Transactions {
-    pub(crate) fn is_empty(&self) -> bool {
-        self.prepared.is_empty() && self.decided.is_empty()
-    }
-
     /// Why nothing may change about the shard as a whole: the first transaction that is prepared here.
     pub(crate) fn any_prepared(&self) -> Result<(), OpError> {
         match self.prepared.first_key_value() {
