@@ -13,6 +13,7 @@ pub mod mutant;
 pub mod profile;
 pub mod rng;
 mod run;
+mod shards;
 mod shrink;
 mod world;
 

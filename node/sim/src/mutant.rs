@@ -26,11 +26,21 @@ pub enum Sabotage {
     SkipCommand,
     /// Syncs do nothing, and say that they did.
     LyingDisk,
+    /// A group that was cut off starts before the cut is durable.
+    ChildBeforeDurable,
+    /// A replica is closed whatever it has got since somebody looked.
+    CloseWithoutGuard,
+    /// A replica that is opened again forgets the votes of its last stay.
+    ForgetVoteOfRetired,
+    /// A sequencer hands out without making sure that it still leads.
+    SequencerUnconfirmed,
+    /// A new leader of a sequencer begins below the ceiling that it finds.
+    SequencerBelowCeiling,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 12] = [
         Self::AckBeforeSync,
         Self::ReadWithoutIndex,
         Self::ForgetVote,
@@ -38,7 +48,30 @@ impl Sabotage {
         Self::SameIdAfterWipe,
         Self::SkipCommand,
         Self::LyingDisk,
+        Self::ChildBeforeDurable,
+        Self::CloseWithoutGuard,
+        Self::ForgetVoteOfRetired,
+        Self::SequencerUnconfirmed,
+        Self::SequencerBelowCeiling,
     ];
+
+    /// Whether it is about shards, of which there are several.
+    const fn of_shards(self) -> bool {
+        match self {
+            Self::AckBeforeSync
+            | Self::ReadWithoutIndex
+            | Self::ForgetVote
+            | Self::DuplicateForward
+            | Self::SameIdAfterWipe
+            | Self::SkipCommand
+            | Self::LyingDisk => false,
+            Self::ChildBeforeDurable
+            | Self::CloseWithoutGuard
+            | Self::ForgetVoteOfRetired
+            | Self::SequencerUnconfirmed
+            | Self::SequencerBelowCeiling => true,
+        }
+    }
 }
 
 /// A broken rule, wherever it lies. Its name is the same on the command line, in tables and in regression files.
@@ -62,6 +95,7 @@ impl Mutant {
     pub fn weather(self) -> Profile {
         match self {
             Self::Core(core) if core.of_leases() => Profile::LeaseHeavy,
+            Self::Shell(sabotage) if sabotage.of_shards() => Profile::Shards,
             Self::Core(_) | Self::Shell(_) => Profile::Swarm,
         }
     }

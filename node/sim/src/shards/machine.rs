@@ -1,30 +1,24 @@
 //! One machine with many groups: disks that outlive a crash, and the process that does not.
 
+use super::keyspace::Chart;
 use super::sequencer::Seat;
 use super::task::Promise;
 use crate::rng::Rng;
 use crate::world::conditions::Conditions;
 use crate::world::machine::Clock;
 use althing_raft::entry::{Entry, HardState, SnapshotMeta};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_raft::io::{Config, RequestId, Soft, Start};
 use althing_shard::envelope::BootNonce;
 use althing_shard::{Done, GroupStart, Host, HostConfig, Item, Refusal, WriteToken};
 use althing_store::snapshot::Import;
-use althing_store::{CommandResult, KeySpan, MemStore, Mvcc, Order, PageLimit, StateStore, StoreError};
+use althing_store::{CHILD_BIRTH, CommandResult, MemStore, Mvcc, StoreError, Sweep};
 use althing_wal::sim_disk::SimDisk;
 use althing_wal::{GroupWrite, Options, RecoveredGroup, Wal, WalError};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::Path;
 use std::rc::Rc;
 use std::sync::Arc;
-
-/// Where a group stands that begins with a state: see [`Start::after`].
-const BIRTH: LogPosition = LogPosition {
-    term: Term(1),
-    index: Index(1),
-};
 
 /// A group's state machine.
 pub(crate) type Store = Mvcc<MemStore>;
@@ -96,6 +90,8 @@ pub(crate) struct Process {
     pub(crate) sync_fails: bool,
     /// Sequencers that it may lead.
     pub(crate) seats: BTreeMap<GroupId, Seat>,
+    /// The newest map that it has made of its copy of the meta group.
+    pub(crate) chart: Option<Chart>,
     /// Which member answered last for a group.
     pub(crate) guides: BTreeMap<GroupId, MemberId>,
     /// Its nonce and the transactions that it has begun.
@@ -138,25 +134,6 @@ impl From<StoreError> for NoStart {
     }
 }
 
-/// The groups that an engine has something of: every key begins with its group's number.
-fn groups_of(engine: &MemStore) -> Result<BTreeSet<GroupId>, StoreError> {
-    let first = PageLimit { rows: 1, bytes: 1 };
-    let mut span = KeySpan {
-        start: Bytes::new(),
-        end: None,
-    };
-    let mut groups = BTreeSet::new();
-    while let Some((key, _)) = engine.scan(&span, Order::Forward, first)?.pop() {
-        let Some(number) = key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)) else {
-            break;
-        };
-        groups.insert(GroupId(number));
-        let Some(next) = number.checked_add(1) else { break };
-        span.start = Bytes::copy_from_slice(&next.to_be_bytes());
-    }
-    Ok(groups)
-}
-
 /// What a boot may make of a group's log and state.
 enum Judged {
     /// Nothing was ever there.
@@ -171,7 +148,7 @@ fn judge(group: GroupId, log: Option<RecoveredGroup>, applied: SnapshotMeta) -> 
     let Some(log) = log else {
         return match at {
             LogPosition { index: Index(0), .. } => Ok(Judged::Nothing),
-            BIRTH => {
+            CHILD_BIRTH => {
                 // Its state is written before its log begins, and the crash came in between.
                 let start = Start::after(applied);
                 let repair = first_write(group, &start);
@@ -204,6 +181,13 @@ fn judge(group: GroupId, log: Option<RecoveredGroup>, applied: SnapshotMeta) -> 
     ))
 }
 
+/// Deletes everything of a group that left.
+pub(crate) fn clear(store: &Store) -> Result<(), StoreError> {
+    store.retire()?;
+    while store.compact_step()? == Sweep::More {}
+    Ok(())
+}
+
 /// The first record of a group that begins with a state.
 pub(crate) fn first_write(group: GroupId, start: &Start) -> GroupWrite {
     GroupWrite {
@@ -233,7 +217,11 @@ pub(crate) fn core_config(conditions: &Conditions, member: MemberId, group: Grou
 }
 
 /// Starts a process on what its disks hold.
-pub(crate) fn start(machine: &mut Machine, conditions: &Conditions, now: u64) -> Result<(Process, Vec<Found>), NoStart> {
+pub(crate) fn start(
+    machine: &mut Machine,
+    conditions: &Conditions,
+    now: u64,
+) -> Result<(Process, Vec<Found>), NoStart> {
     let nonce = machine.rng.next_u64() >> 2;
     let options = Options {
         segment_bytes: conditions.segment_bytes,
@@ -249,8 +237,9 @@ pub(crate) fn start(machine: &mut Machine, conditions: &Conditions, now: u64) ->
         cut: conditions.cut(),
         needs_stamp: althing_store::codec::needs_stamp,
     });
-    let mut known = groups_of(&engine)?;
-    known.extend(logs.keys());
+    althing_store::tidy(&engine)?;
+    let stored: BTreeSet<GroupId> = althing_store::groups(&engine)?.into_iter().collect();
+    let known: BTreeSet<GroupId> = stored.iter().chain(logs.keys()).copied().collect();
     let (mut groups, mut retired, mut lives) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
     let (mut found, mut repairs, mut starts) = (Vec::new(), Vec::new(), Vec::new());
     for group in known {
@@ -258,7 +247,9 @@ pub(crate) fn start(machine: &mut Machine, conditions: &Conditions, now: u64) ->
         match judge(group, logs.remove(&group), store.applied())? {
             Judged::Nothing => {}
             Judged::Left(hard_state) => {
-                store.retire()?;
+                if stored.contains(&group) {
+                    clear(&store)?;
+                }
                 retired.insert(group, hard_state);
             }
             Judged::Starts(start, repair) => {
@@ -307,6 +298,7 @@ pub(crate) fn start(machine: &mut Machine, conditions: &Conditions, now: u64) ->
         next_request: 0,
         sync_fails: false,
         seats: BTreeMap::new(),
+        chart: None,
         guides: BTreeMap::new(),
         nonce,
         transactions: 0,

@@ -74,6 +74,12 @@ impl Tasks {
         drop(ended);
     }
 
+    /// The run is over.
+    pub(crate) fn end(&self) {
+        let all = std::mem::take(&mut *self.all.borrow_mut());
+        drop(all);
+    }
+
     /// Lets every task go as far as it can.
     pub(crate) fn run(&self) {
         while let Some(task) = self.ready.pop() {

@@ -1,6 +1,7 @@
 //! How much of what a run exercised.
 
 use althing_raft::io::ReadCounts;
+use althing_store::ops::OpError;
 
 macro_rules! counts {
     ($($name:ident $label:literal,)*) => {
@@ -56,12 +57,39 @@ counts! {
     bounced_reads "held reads that went on to the leader",
     index_reads "reads that asked the leader, or a round of it",
     wild "lease promises broken by clocks beyond the bound, as expected there",
+    calls "calls of one node to another",
+    wishes "changes of what is wanted of shards and members",
+    created "groups born of nothing",
+    births "replicas born of a split",
+    opened "empty replicas opened",
+    closed "replicas closed",
+    shards "shards at the end",
+    snapshots "ranges over several shards",
+    wrong_shard "requests refused because the route was old",
+    sealed "requests refused while a shard was handed over",
+    unstamped "requests refused for want of a revision",
     ok "operations that succeeded",
     failed "operations that certainly failed",
     unknown "operations whose fate is open",
 }
 
 impl Counts {
+    /// Adds why a shard refused a request.
+    pub(crate) fn add_refusal(&mut self, error: OpError) {
+        match error {
+            OpError::WrongShard => self.wrong_shard += 1,
+            OpError::Sealed => self.sealed += 1,
+            OpError::Unstamped => self.unstamped += 1,
+            OpError::Locked { .. }
+            | OpError::Compacted
+            | OpError::FutureRevision
+            | OpError::KeyNotFound
+            | OpError::LeaseNotFound
+            | OpError::NoSpace
+            | OpError::Stale => {}
+        }
+    }
+
     /// Adds what one process says of its reads.
     pub(crate) fn add_reads(&mut self, reads: ReadCounts) {
         self.local_reads += reads.local;
