@@ -66,8 +66,8 @@ pub(crate) struct Process {
     pub(crate) host: Host,
     pub(crate) wal: Wal,
     pub(crate) engine: MemStore,
-    /// The engine as it was at some moment since the checkpoint: another thing that a crash may leave.
-    pub(crate) torn: Option<MemStore>,
+    /// The engine as it was at some moment, and which copy that is: if it is newer than the checkpoint, a crash may leave it.
+    pub(crate) torn: Option<(u64, MemStore)>,
     pub(crate) groups: BTreeMap<GroupId, Rc<Store>>,
     /// Terms and votes of groups that left.
     pub(crate) retired: BTreeMap<GroupId, HardState>,

@@ -68,7 +68,7 @@ impl World {
         // The engine keeps at least what was checkpointed, and at most everything.
         match (machine.rng.below(4), process.torn.take()) {
             (0 | 1, _) => machine.checkpoint = process.engine.fork(),
-            (2, Some(torn)) => machine.checkpoint = torn,
+            (2, Some((number, torn))) if number > machine.checkpoint_number => machine.checkpoint = torn,
             (_, _) => {}
         }
         machine.copies += 1;
@@ -339,13 +339,15 @@ impl World {
     }
 
     pub(super) fn worked(&mut self, number: usize) {
-        let torn = self.machines[number].rng.chance(TORN_PER_MILLE);
-        let Some(process) = &mut self.machines[number].process else {
+        let machine = &mut self.machines[number];
+        let torn = machine.rng.chance(TORN_PER_MILLE);
+        let Some(process) = &mut machine.process else {
             return;
         };
         process.working = false;
         if torn {
-            process.torn = Some(process.engine.fork());
+            machine.copies += 1;
+            process.torn = Some((machine.copies, process.engine.fork()));
         }
         match process.jobs.pop_front() {
             None => {}
