@@ -251,8 +251,10 @@ impl Draft<'_> {
                         format!("sequencer {sequencer} has no leader that answers"),
                     );
                 };
+                // The shard counts no more, so this is not less than the last revision that it counted. Only this action ever starts a
+                // sequencer: one that has a ceiling was started above some such revision.
                 let above = leader.seen.revision;
-                if giver.seen.ceiling.is_none_or(|ceiling| ceiling < above) {
+                if giver.seen.ceiling.is_none() {
                     let action = Action::StartSequencer {
                         leader: giver.member,
                         group: sequencer,

@@ -2,8 +2,9 @@
 //! have not heard of, leaders where too many are.
 
 use crate::conductor::draft::Draft;
+use crate::conductor::view::Leader;
 use crate::conductor::{Action, CloseGuard, GroupSeen, Subject};
-use crate::map::{KeyspaceState, MemberRecord, MemberState, ShardRecord};
+use crate::map::{KeyspaceState, MemberRecord, MemberState, OperationId, SequencePhase, ShardRecord, Work};
 use althing_raft::ids::{GroupId, MemberId};
 use althing_store::ops::ShardCommand;
 use althing_store::partition::RevisionSource;
@@ -46,7 +47,23 @@ impl<'a> Draft<'a> {
 
     /// What single groups lack, whether or not an operation is under way.
     pub(super) fn tend_groups(&mut self) {
-        for (group, record) in &self.state.shards {
+        let mut unborn = BTreeSet::new();
+        for operation in self.state.operations.values() {
+            match &operation.work {
+                Work::Create { group, born: false, .. } => unborn.insert(*group),
+                Work::Sequence {
+                    sequencer,
+                    phase: SequencePhase::Birth,
+                    ..
+                } => unborn.insert(*sequencer),
+                Work::Create { .. }
+                | Work::Sequence { .. }
+                | Work::Split { .. }
+                | Work::Merge { .. }
+                | Work::Move { .. } => false,
+            };
+        }
+        for (group, record) in self.state.shards.iter().filter(|(group, _)| !unborn.contains(group)) {
             let leader = self.view.leader(*group);
             let expected: BTreeSet<MemberId> = match leader {
                 Some(leader) => leader.seen.config.members(),
@@ -60,6 +77,9 @@ impl<'a> Draft<'a> {
                     let action = Action::Open { member, group: *group };
                     self.act(action, format!("member {member} lacks its replica of shard {group}"));
                 }
+            }
+            if let Some(leader) = leader {
+                self.tend_seal(*group, leader);
             }
             if !self.is_busy(*group) {
                 self.tend_idle(*group, record);
@@ -77,6 +97,20 @@ impl<'a> Draft<'a> {
         })
     }
 
+    /// A seal that came late, for an operation that is over. Its number was taken once and its row is gone, which stays so; a number
+    /// that is not taken yet would be a newer map's.
+    fn tend_seal(&mut self, group: GroupId, leader: Leader<'_>) {
+        let Some(operation) = leader.seen.sealed else {
+            return;
+        };
+        let known = self.state.operations.contains_key(&OperationId(operation));
+        if !known && operation < self.state.counters.next_operation {
+            let command = ShardCommand::Unseal { operation };
+            let reason = format!("shard {group} is still sealed for operation {operation}, which is over");
+            self.command(leader, group, command, reason);
+        }
+    }
+
     fn tend_idle(&mut self, group: GroupId, record: &ShardRecord) {
         let (Some(leader), Some(keyspace)) = (self.view.leader(group), self.state.keyspaces.get(&record.keyspace))
         else {
@@ -84,14 +118,6 @@ impl<'a> Draft<'a> {
         };
         if keyspace.state != KeyspaceState::Active {
             return;
-        }
-        if let Some(operation) = leader.seen.sealed
-            && operation < self.state.counters.next_operation
-        {
-            // Its number was taken once and it is over, which stays so; a number not taken yet would be a newer map's.
-            let command = ShardCommand::Unseal { operation };
-            let reason = format!("shard {group} is still sealed for operation {operation}, which is over");
-            self.command(leader, group, command, reason);
         }
         let seen = &leader.seen.territory;
         if seen.epoch < record.epoch {

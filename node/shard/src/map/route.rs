@@ -108,6 +108,8 @@ impl RouteTable {
     pub fn shards_of(&self, keys: &KeyRange) -> &[Route] {
         match (keys, self.partitioning) {
             (KeyRange::Single(key), _) => std::slice::from_ref(self.shard_of(key)),
+            // The one that owns the part, if any does exactly.
+            (KeyRange::Part { span, .. }, _) => std::slice::from_ref(&self.routes[self.position(&span.start)]),
             (KeyRange::Between(start, end), _) if start >= end => &[],
             (KeyRange::Between(start, end), Partitioning::Range) => {
                 let behind = self.routes.partition_point(|route| route.span.start < end);
@@ -115,10 +117,6 @@ impl RouteTable {
             }
             (KeyRange::From(start), Partitioning::Range) => &self.routes[self.position(start)..],
             (KeyRange::Between(..) | KeyRange::From(_), Partitioning::Hash { .. }) => &self.routes,
-            (KeyRange::Part { span, .. }, _) => {
-                let before_end = |route: &Route| span.end.as_ref().is_none_or(|end| route.span.start < end);
-                &self.routes[self.position(&span.start)..self.routes.partition_point(before_end)]
-            }
         }
     }
 

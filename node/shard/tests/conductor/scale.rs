@@ -1,0 +1,1 @@
+//! A thousand members, ten thousand shards.
