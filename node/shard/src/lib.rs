@@ -26,6 +26,9 @@ pub mod meta;
 mod pending;
 pub mod placement;
 pub mod policy;
+pub mod route;
+pub mod sequencer;
+pub mod txn;
 
 pub use effect::{Done, Effect, Event, Item, Refusal, Ticket, Work, WriteToken};
 pub use host::{GroupStart, Host, HostConfig};

@@ -23,7 +23,8 @@ mod view;
 
 use crate::error::StoreError;
 use crate::ops::{
-    Command, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn, TxnId,
+    Command, Decision, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, ShardCommand, Territory, Txn,
+    TxnId,
 };
 use crate::state::{Batch, KeySpan, Order, PageLimit, StateStore};
 use althing_raft::entry::{ConfigChange, ConfigState, SnapshotMeta};
@@ -43,7 +44,8 @@ pub use split::CHILD_BIRTH;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard, Weak};
 use txns::Transactions;
-use view::{Fail, View, finish_range, read_revision, rows_wanted};
+use view::{Fail, View, read_revision, rows_wanted};
+pub use view::{compare_holds, finish_range};
 
 /// Times that a read starts over because what it listed was deleted before it was fetched. Then it holds the lock instead.
 const READ_RETRIES: usize = 3;
@@ -506,6 +508,15 @@ impl<S: StateStore> Mvcc<S> {
     pub fn transactions(&self) -> usize {
         let state = self.read();
         state.txns.prepared.len() + state.txns.decided.len()
+    }
+
+    /// Decisions about transactions over several shards that this shard keeps, because nobody has said yet that every participant has
+    /// finished.
+    #[must_use]
+    pub fn decided(&self) -> Vec<(TxnId, Decision)> {
+        let state = self.read();
+        let decided = state.txns.decided.iter();
+        decided.map(|(txn, decision)| (*txn, decision.clone())).collect()
     }
 
     /// Sizes, for metrics and `Status`.

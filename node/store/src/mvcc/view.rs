@@ -150,8 +150,10 @@ pub(crate) fn rows_wanted(range: &Range) -> usize {
     }
 }
 
-/// From the rows to the answer: filter, sort, cut, strip, in etcd's order (etcd-api.md, 2.2).
-pub(crate) fn finish_range(range: &Range, mut kvs: Vec<KeyValue>, count: i64) -> RangeResult {
+/// From the rows of a range, in key order, to its answer: filter, sort, cut, strip, in etcd's order (etcd-api.md, 2.2). Giving it the
+/// answers of several shards together gives the answer of all of them.
+#[must_use]
+pub fn finish_range(range: &Range, mut kvs: Vec<KeyValue>, count: i64) -> RangeResult {
     let within =
         |revision: Revision, (min, max): (i64, i64)| (min == 0 || revision.0 >= min) && (max == 0 || revision.0 <= max);
     if filters(range) {
@@ -190,7 +192,8 @@ pub(crate) fn finish_range(range: &Range, mut kvs: Vec<KeyValue>, count: i64) ->
 }
 
 /// Whether one comparison holds for one key; `None` is a missing key.
-pub(crate) fn compare_holds(compare: &Compare, kv: Option<&KeyValue>) -> bool {
+#[must_use]
+pub fn compare_holds(compare: &Compare, kv: Option<&KeyValue>) -> bool {
     let number = |of: fn(&KeyValue) -> i64, with: &i64| kv.map_or(0, of).cmp(with);
     let order = match &compare.target {
         CompareTarget::Version(with) => number(|kv| kv.version, with),
