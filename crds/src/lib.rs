@@ -23,7 +23,10 @@ pub use raft_cluster::{
     VolumeRetention,
 };
 pub use shard_layout::{
-    ClusterRef, HashPartitioning, Partitioning, RangePartitioning, ReadMode, Reads, ShardLayout, ShardLayoutSpec,
+    ClusterRef, DeletionPolicy, HashPartitioning, Partitioning, RangePartitioning, ReadMode, ReadResponders,
+    ReadRevisions, Reads, ShardLayout, ShardLayoutSpec,
 };
-pub use status::{MemberStatus, RaftClusterStatus, ShardLayoutStatus, ShardState};
-pub use validated::{InvalidResource, MemberCount, Problem, ValidatedCluster, ValidatedLayout, VolumePolicy};
+pub use status::{LayoutOperation, MemberStatus, RaftClusterStatus, ShardLayoutStatus, ShardState};
+pub use validated::{
+    InvalidResource, MemberCount, Partitioned, Problem, ValidatedCluster, ValidatedLayout, VolumePolicy,
+};

@@ -23,6 +23,14 @@ pub const LABEL_SERVICE: &str = "althing.dev/service";
 pub const SERVICE_PEERS: &str = "peers";
 /// Label that carries a member's ordinal.
 pub const LABEL_ORDINAL: &str = "althing.dev/ordinal";
+/// Kubernetes' own label of nodes that says in which zone they are.
+pub const LABEL_ZONE: &str = "topology.kubernetes.io/zone";
+/// The label of a member, in the shard map, that says on which node it runs.
+pub const PLACE_NODE: &str = "node";
+/// The label of a member, in the shard map, that says in which zone it runs.
+pub const PLACE_ZONE: &str = "zone";
+/// Finalizer of a `ShardLayout` whose keyspace goes with it.
+pub const FINALIZER_KEYSPACE: &str = "althing.dev/keyspace";
 /// Annotation with the hash of what only a restart can change.
 pub const ANNOTATION_WORKLOAD_HASH: &str = "althing.dev/workload-hash";
 /// Annotation on a volume claim: uid of the `RaftCluster` that made it. Another uid means that the volume is older than
@@ -58,6 +66,12 @@ pub fn ordinal_of(cluster: &str, member: &str) -> Option<u32> {
 #[must_use]
 pub fn volume(cluster: &str, ordinal: u32) -> String {
     format!("data-{cluster}-{ordinal}")
+}
+
+/// The name of a keyspace's port on the client service: with its prefix it is none of the service's own.
+#[must_use]
+pub fn keyspace_port(keyspace: &str) -> String {
+    format!("keyspace-{keyspace}")
 }
 
 /// The headless service that gives members their DNS names.
@@ -127,7 +141,12 @@ mod tests {
     #[test]
     fn the_longest_name_still_fits_a_dns_label() {
         let longest = "a".repeat(MAX_NAME_LENGTH);
-        for name in [member(&longest, 8), volume(&longest, 8), peer_service(&longest)] {
+        for name in [
+            member(&longest, 8),
+            volume(&longest, 8),
+            peer_service(&longest),
+            keyspace_port(&longest),
+        ] {
             assert!(name.len() <= 63, "{name}");
         }
     }

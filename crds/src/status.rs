@@ -59,6 +59,12 @@ pub struct MemberStatus {
     /// Log entries that it lacks, as the leader sees it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lag: Option<i64>,
+    /// Replicas of shards that it holds; none if nobody could tell.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub replicas: Option<i32>,
+    /// Whether it is being emptied of replicas.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub draining: bool,
     /// The Kubernetes node or machine that it runs on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub node: Option<String>,
@@ -79,9 +85,37 @@ pub struct ShardLayoutStatus {
     pub conditions: Vec<Condition>,
     /// Shards that exist: what the scale subresource reports.
     pub current_shards: i32,
-    /// The shards.
+    /// Where the keyspace's revisions come from: Dense or Sequenced.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revisions: Option<String>,
+    /// Where clients reach the keyspace, `host:port`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub endpoint: Option<String>,
+    /// Bytes of all shards together, coarsely.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// The shards, in order of their ranges; of many, those that need attention first.
+    #[schemars(length(max = 128))]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
     pub shards: Vec<ShardState>,
+    /// Shards that exist and are not listed, because there are too many for one object.
+    #[serde(skip_serializing_if = "is_zero")]
+    pub shards_not_listed: i32,
+    /// What is being done to the shards, oldest first.
+    #[schemars(length(max = 16))]
+    #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["id"]))]
+    pub operations: Vec<LayoutOperation>,
+}
+
+fn is_zero(number: &i32) -> bool {
+    *number == 0
+}
+
+impl ShardLayoutStatus {
+    /// The most shards that are listed: with a few hundred bytes each, the object stays small enough to be written often.
+    pub const MAX_SHARDS: usize = 128;
+    /// The most operations that are listed; the cluster itself runs few at a time.
+    pub const MAX_OPERATIONS: usize = 16;
 }
 
 /// One shard.
@@ -90,6 +124,12 @@ pub struct ShardLayoutStatus {
 pub struct ShardState {
     /// Raft group.
     pub id: i64,
+    /// What it holds: the first key, and the first that it does not hold; of a hash keyspace, slots.
+    #[serde(default)]
+    pub range: String,
+    /// Serving, NoLeader, Splitting, Merging, Moving, or Behind.
+    #[serde(default)]
+    pub state: String,
     /// The leader's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub leader: Option<String>,
@@ -97,4 +137,33 @@ pub struct ShardState {
     #[serde(default)]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub voters: Vec<String>,
+    /// Bytes that it holds, coarsely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<i64>,
+    /// Log entries that its slowest voter lacks, coarsely.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lag: Option<i64>,
+    /// Whether it sleeps for want of work.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub hibernating: bool,
+}
+
+/// Something that is being done to the shards.
+#[derive(JsonSchema, Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LayoutOperation {
+    /// Its number, for `althing` and the admin API.
+    pub id: i64,
+    /// Split, Merge, Move, Create, Sequence or Drop.
+    pub kind: String,
+    /// The shards that it is about.
+    #[serde(default)]
+    #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
+    pub shards: Vec<i64>,
+    /// How far it is.
+    #[serde(default)]
+    pub phase: String,
+    /// Why it is done.
+    #[serde(default)]
+    pub reason: String,
 }

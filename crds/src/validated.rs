@@ -2,12 +2,13 @@
 
 use std::fmt;
 
+use althing_admin::text::read_key;
 use kube::{Resource, ResourceExt};
 
 use crate::pod_template::PodTemplate;
 use crate::quantity::Bytes;
 use crate::raft_cluster::{ImageOverride, RaftCluster, Retention, Telemetry, TlsMode};
-use crate::shard_layout::{Partitioning, ReadMode, ShardLayout};
+use crate::shard_layout::{DeletionPolicy, Partitioning, Reads, ShardLayout};
 
 /// How many members a cluster has: odd, 1 to 9.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -154,6 +155,23 @@ impl TryFrom<&RaftCluster> for ValidatedCluster {
     }
 }
 
+/// How keys are assigned to shards.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Partitioned {
+    /// By ranges of the key.
+    Range {
+        /// Where ranges shall begin, as written.
+        split_keys: Vec<String>,
+    },
+    /// By a hash of the key's prefix.
+    Hash {
+        /// Hash slots.
+        slots: u32,
+        /// Segments that are hashed; the whole key if none.
+        prefix_segments: Option<u8>,
+    },
+}
+
 /// A `ShardLayout` that has passed every rule.
 #[derive(Clone, PartialEq, Debug)]
 pub struct ValidatedLayout {
@@ -163,6 +181,8 @@ pub struct ValidatedLayout {
     pub namespace: Option<String>,
     /// Generation; none outside Kubernetes.
     pub generation: Option<i64>,
+    /// It is being deleted.
+    pub deleting: bool,
     /// The cluster's name, in the same namespace.
     pub cluster: String,
     /// Keyspace.
@@ -172,9 +192,15 @@ pub struct ValidatedLayout {
     /// Replicas of each; every member if none.
     pub replicas: Option<u32>,
     /// How keys are assigned.
-    pub partitioning: Option<Partitioning>,
-    /// How reads are made linearizable.
-    pub reads: ReadMode,
+    pub partitioning: Partitioned,
+    /// The keyspace's own port.
+    pub port: Option<u16>,
+    /// The most that its shards hold together.
+    pub quota: Option<Bytes>,
+    /// How reads are made linearizable; as it is if none.
+    pub reads: Option<Reads>,
+    /// What becomes of the keyspace afterwards.
+    pub deletion_policy: DeletionPolicy,
 }
 
 impl TryFrom<&ShardLayout> for ValidatedLayout {
@@ -184,38 +210,63 @@ impl TryFrom<&ShardLayout> for ValidatedLayout {
         let name = raw.name_any();
         let mut problems = cel_problems(raw.validate_cel());
         let spec = &raw.spec;
-        let split_keys = spec
-            .partitioning
-            .as_ref()
-            .and_then(|p| p.range.as_ref())
-            .map(|r| r.split_keys.as_slice());
-        if split_keys.is_some_and(|keys| !keys.is_sorted_by(|a, b| a < b)) {
-            note(
-                &mut problems,
-                "spec.partitioning.range.splitKeys",
-                "splitKeys must be in ascending order, each once",
-            );
-        }
         let shards = u32::try_from(spec.shards).ok();
         let replicas = spec.replicas.map(u32::try_from).transpose().ok();
-        match (shards, replicas) {
-            (Some(shards), Some(replicas)) if problems.is_empty() => Ok(Self {
-                namespace: raw.namespace(),
-                generation: raw.meta().generation,
-                cluster: spec.cluster_ref.name.clone(),
-                keyspace: spec.keyspace.clone(),
-                shards,
-                replicas,
-                partitioning: spec.partitioning.clone(),
-                reads: spec.reads.mode,
-                name,
-            }),
-            (Some(_) | None, Some(_) | None) => Err(InvalidResource {
+        let port = spec.port.map(u16::try_from).transpose().ok();
+        let quota = spec.quota.as_deref().map(str::parse::<Bytes>).transpose();
+        if let Err(error) = &quota {
+            note(&mut problems, "spec.quota", &error.to_string());
+        }
+        let partitioning = partitioned(spec.partitioning.as_ref(), &mut problems);
+        match (shards, replicas, port, quota, partitioning) {
+            (Some(shards), Some(replicas), Some(port), Ok(quota), Some(partitioning)) if problems.is_empty() => {
+                Ok(Self {
+                    namespace: raw.namespace(),
+                    generation: raw.meta().generation,
+                    deleting: raw.meta().deletion_timestamp.is_some(),
+                    cluster: spec.cluster_ref.name.clone(),
+                    keyspace: spec.keyspace.clone(),
+                    shards,
+                    replicas,
+                    partitioning,
+                    port,
+                    quota,
+                    reads: spec.reads.clone(),
+                    deletion_policy: spec.deletion_policy,
+                    name,
+                })
+            }
+            // What does not convert breaks a rule, so there is a problem to tell.
+            (_, _, _, Ok(_) | Err(_), _) => Err(InvalidResource {
                 kind: "ShardLayout",
                 name,
                 problems,
             }),
         }
+    }
+}
+
+fn partitioned(raw: Option<&Partitioning>, problems: &mut Vec<Problem>) -> Option<Partitioned> {
+    const SPLIT_KEYS: &str = "spec.partitioning.range.splitKeys";
+    let range = |split_keys: Vec<String>| Some(Partitioned::Range { split_keys });
+    let Some(raw) = raw else {
+        return range(Vec::new());
+    };
+    match (&raw.range, &raw.hash) {
+        (_, Some(hash)) => Some(Partitioned::Hash {
+            slots: u32::try_from(hash.slots).ok()?,
+            prefix_segments: hash.prefix_segments.map(u8::try_from).transpose().ok()?,
+        }),
+        (Some(split), None) => {
+            let keys: Result<Vec<Vec<u8>>, _> = split.split_keys.iter().map(|key| read_key(key)).collect();
+            match keys {
+                Ok(keys) if keys.is_sorted_by(|a, b| a < b) => {}
+                Ok(_) => note(problems, SPLIT_KEYS, "splitKeys must be in ascending order, each once"),
+                Err(error) => note(problems, SPLIT_KEYS, &error.to_string()),
+            }
+            range(split.split_keys.clone())
+        }
+        (None, None) => range(Vec::new()),
     }
 }
 

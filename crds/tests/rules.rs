@@ -1,6 +1,6 @@
 //! Every rule of both kinds, as the API server would run it: what passes, and what a person reads when it does not.
 
-use althing_crds::{RaftCluster, ShardLayout, ValidatedCluster, ValidatedLayout};
+use althing_crds::{DeletionPolicy, Partitioned, RaftCluster, ShardLayout, ValidatedCluster, ValidatedLayout};
 use serde_json::{Value, json};
 
 fn cluster(change: impl FnOnce(&mut Value)) -> RaftCluster {
@@ -242,11 +242,65 @@ fn names_fit_the_objects_that_are_named_after_them() {
     );
 }
 
+#[track_caller]
+fn layout_accepted(path: &'static str, value: Value) -> ValidatedLayout {
+    let raw = layout(set(path, value));
+    raw.validate_cel().expect("the rules accept it");
+    ValidatedLayout::try_from(&raw).expect("validation accepts it")
+}
+
+/// The message of an update that is refused.
+#[track_caller]
+fn change_refused(old: Value, new: Value, says: &str) {
+    let spec = |fields: Value| {
+        layout(|raw| {
+            for (name, value) in fields.as_object().expect("fields") {
+                raw["spec"][name] = value.clone();
+            }
+        })
+    };
+    refused(spec(new).validate_cel_update(&spec(old)), says);
+}
+
+#[track_caller]
+fn change_accepted(old: Value, new: Value) {
+    let spec = |fields: Value| {
+        layout(|raw| {
+            for (name, value) in fields.as_object().expect("fields") {
+                raw["spec"][name] = value.clone();
+            }
+        })
+    };
+    spec(new).validate_cel_update(&spec(old)).expect("the rules accept it");
+}
+
 #[test]
-fn a_layout_has_one_shard_of_the_default_keyspace_in_this_release() {
-    layout_refused("/spec/shards", json!(4), "write `shards: 1`");
-    layout_refused("/spec/shards", json!(0), "write `shards: 1`");
-    layout_refused("/spec/keyspace", json!("audit"), "write `keyspace: default`");
+fn a_layout_has_one_to_1024_shards() {
+    for shards in [1, 4, 1024] {
+        assert_eq!(
+            i64::from(layout_accepted("/spec/shards", json!(shards)).shards),
+            i64::from(shards)
+        );
+    }
+    for shards in [-1, 0, 1025] {
+        layout_refused("/spec/shards", json!(shards), "spec.shards must be from 1 to 1024");
+    }
+    change_accepted(json!({"shards": 1}), json!({"shards": 8}));
+    change_accepted(json!({"shards": 8}), json!({"shards": 3}));
+}
+
+#[test]
+fn a_keyspace_is_named_by_a_dns_label() {
+    for keyspace in ["default", "audit", "k8s-events", "1", &"a".repeat(40)] {
+        assert_eq!(layout_accepted("/spec/keyspace", json!(keyspace)).keyspace, keyspace);
+    }
+    for keyspace in ["", "Audit", "a.b", "-a", "a-", "a/b", "a_b", &"a".repeat(41)] {
+        layout_refused(
+            "/spec/keyspace",
+            json!(keyspace),
+            "spec.keyspace must be a DNS label of at most 40 characters",
+        );
+    }
 }
 
 #[test]
@@ -261,6 +315,69 @@ fn a_layout_stays_with_its_cluster_and_keyspace() {
         layout(set("/spec/keyspace", json!("other"))).validate_cel_update(&old),
         "spec.keyspace cannot change",
     );
+}
+
+#[test]
+fn a_port_is_none_of_the_members_own() {
+    for port in [1024, 2378, 2382, 65535] {
+        assert_eq!(
+            layout_accepted("/spec/port", json!(port)).port.map(i32::from),
+            Some(port)
+        );
+    }
+    for port in [2379, 2380, 2381] {
+        layout_refused("/spec/port", json!(port), "spec.port cannot be 2379, 2380 or 2381");
+    }
+    for port in [-1, 0, 80, 1023, 65536, 1_000_000] {
+        layout_refused("/spec/port", json!(port), "spec.port must be from 1024 to 65535");
+    }
+    change_accepted(json!({"port": 2479}), json!({"port": 2480}));
+    change_accepted(json!({"port": 2479}), json!({}));
+}
+
+#[test]
+fn a_quota_is_a_positive_quantity() {
+    assert_eq!(
+        layout_accepted("/spec/quota", json!("8Gi")).quota.map(|bytes| bytes.0),
+        Some(8 << 30)
+    );
+    for quota in ["eight", "8gb", "0", "-1Gi"] {
+        layout_refused(
+            "/spec/quota",
+            json!(quota),
+            "spec.quota must be a positive quantity such as 8Gi",
+        );
+    }
+    // CEL's quantities know these two; a size in bytes makes no sense of them.
+    for quota in ["5m", "1e3"] {
+        refused(
+            ValidatedLayout::try_from(&layout(set("/spec/quota", json!(quota)))),
+            "is not a storage size",
+        );
+    }
+}
+
+#[test]
+fn only_keyspaces_beside_the_default_one_can_be_deleted() {
+    let policy = |valid: ValidatedLayout| valid.deletion_policy;
+    assert_eq!(
+        policy(ValidatedLayout::try_from(&layout(|_| {})).expect("valid")),
+        DeletionPolicy::Retain
+    );
+    assert_eq!(
+        policy(layout_accepted("/spec/deletionPolicy", json!("Retain"))),
+        DeletionPolicy::Retain
+    );
+    layout_refused(
+        "/spec/deletionPolicy",
+        json!("Delete"),
+        "the keyspace default lives as long as its RaftCluster",
+    );
+    let audit = layout(|raw| {
+        raw["spec"]["keyspace"] = json!("audit");
+        raw["spec"]["deletionPolicy"] = json!("Delete");
+    });
+    audit.validate_cel().expect("another keyspace can");
 }
 
 #[test]
@@ -279,12 +396,17 @@ fn replicas_are_odd() {
 fn partitioning_is_exactly_one_of_range_and_hash() {
     let range = json!({"range": {"splitKeys": []}});
     let hash = json!({"hash": {"slots": 16384, "prefixSegments": 2}});
-    layout(set("/spec/partitioning", range.clone()))
-        .validate_cel()
-        .expect("range");
-    layout(set("/spec/partitioning", hash.clone()))
-        .validate_cel()
-        .expect("hash");
+    assert_eq!(
+        layout_accepted("/spec/partitioning", range.clone()).partitioning,
+        Partitioned::Range { split_keys: vec![] }
+    );
+    assert_eq!(
+        layout_accepted("/spec/partitioning", hash.clone()).partitioning,
+        Partitioned::Hash {
+            slots: 16384,
+            prefix_segments: Some(2)
+        }
+    );
     layout_refused("/spec/partitioning", json!({}), "exactly one of");
     layout_refused(
         "/spec/partitioning",
@@ -300,15 +422,114 @@ fn split_keys_do_not_make_more_ranges_than_shards() {
         json!({"range": {"splitKeys": ["/m"]}}),
         "with one shard, leave splitKeys empty",
     );
+    let two = |keys: Value| {
+        layout(|raw| {
+            raw["spec"]["shards"] = json!(2);
+            raw["spec"]["partitioning"] = json!({"range": {"splitKeys": keys}});
+        })
+    };
+    ValidatedLayout::try_from(&two(json!(["/m"]))).expect("one key cuts into two");
+    ValidatedLayout::try_from(&two(json!([]))).expect("where it is cut can be left to the cluster");
+    refused(two(json!(["/m", "/t"])).validate_cel(), "ask for more shards");
 }
 
 #[test]
-fn reads_are_confirmed_by_a_quorum_in_this_release() {
-    layout(set("/spec/reads", json!({"mode": "ReadIndex"})))
-        .validate_cel()
-        .expect("ReadIndex");
-    for mode in ["LeaderLease", "RosterLease"] {
-        layout_refused("/spec/reads", json!({"mode": mode}), "write `reads: {mode: ReadIndex}`");
+fn split_keys_ascend_as_bytes_and_may_be_any_bytes() {
+    let with = |keys: Value| {
+        ValidatedLayout::try_from(&layout(|raw| {
+            raw["spec"]["shards"] = json!(8);
+            raw["spec"]["partitioning"] = json!({"range": {"splitKeys": keys}});
+        }))
+    };
+    with(json!(["/a", "/b", "\\x80"])).expect("ascending");
+    // As text, a backslash sorts behind "/a"; the byte that it stands for does not.
+    refused(with(json!(["/a", "\\x00"])), "splitKeys must be in ascending order");
+    refused(with(json!(["/b", "/a"])), "splitKeys must be in ascending order");
+    refused(with(json!(["/a", "/a"])), "each once");
+    refused(with(json!(["/a\\n"])), "begins no escape");
+}
+
+#[test]
+fn every_shard_has_a_slot() {
+    let with = |shards: i32, slots: i32| {
+        layout(|raw| {
+            raw["spec"]["shards"] = json!(shards);
+            raw["spec"]["partitioning"] = json!({"hash": {"slots": slots}});
+        })
+    };
+    ValidatedLayout::try_from(&with(16, 16)).expect("one slot each");
+    refused(
+        with(17, 16).validate_cel(),
+        "spec.shards is more than spec.partitioning.hash.slots",
+    );
+    for slots in [-1, 0, 65537] {
+        refused(
+            with(1, slots).validate_cel(),
+            "spec.partitioning.hash.slots must be from 1 to 65536",
+        );
+    }
+    for segments in [0, 17] {
+        layout_refused(
+            "/spec/partitioning",
+            json!({"hash": {"slots": 16, "prefixSegments": segments}}),
+            "spec.partitioning.hash.prefixSegments must be from 1 to 16",
+        );
+    }
+}
+
+#[test]
+fn what_says_where_keys_live_does_not_change() {
+    let hash = |slots: i32| json!({"partitioning": {"hash": {"slots": slots, "prefixSegments": 2}}});
+    let range = json!({"partitioning": {"range": {"splitKeys": []}}});
+    let kind = "spec.partitioning cannot change between range";
+    change_refused(range.clone(), hash(16), kind);
+    change_refused(hash(16), range.clone(), kind);
+    change_refused(json!({}), hash(16), kind);
+    change_refused(hash(16), json!({}), kind);
+    change_refused(hash(16), hash(32), "spec.partitioning.hash.slots cannot change");
+    let segments = "spec.partitioning.hash.prefixSegments cannot change";
+    let whole = json!({"partitioning": {"hash": {"slots": 16}}});
+    let three = json!({"partitioning": {"hash": {"slots": 16, "prefixSegments": 3}}});
+    change_refused(hash(16), three, segments);
+    change_refused(hash(16), whole.clone(), segments);
+    change_refused(whole.clone(), hash(16), segments);
+    change_accepted(whole.clone(), whole);
+    change_accepted(hash(16), hash(16));
+    // Not given means by range, and where ranges begin is a wish that may change.
+    change_accepted(json!({}), range.clone());
+    change_accepted(range, json!({}));
+    let split = |key: &str| json!({"shards": 2, "partitioning": {"range": {"splitKeys": [key]}}});
+    change_accepted(split("/m"), split("/n"));
+}
+
+#[test]
+fn reads_are_answered_in_one_of_three_ways() {
+    assert_eq!(ValidatedLayout::try_from(&layout(|_| {})).expect("valid").reads, None);
+    for mode in ["ReadIndex", "LeaderLease", "RosterLease"] {
+        layout_accepted("/spec/reads", json!({"mode": mode}));
+    }
+    layout_accepted(
+        "/spec/reads",
+        json!({"mode": "RosterLease", "responders": "All", "revisions": "OfKeys", "leaseMillis": 500}),
+    );
+    layout_accepted("/spec/reads", json!({"mode": "LeaderLease", "leaseMillis": 100}));
+    for reads in [
+        json!({"responders": "All"}),
+        json!({"mode": "ReadIndex", "revisions": "Current"}),
+        json!({"mode": "ReadIndex", "leaseMillis": 1000}),
+    ] {
+        layout_refused(
+            "/spec/reads",
+            reads,
+            "responders, revisions and leaseMillis belong to leases",
+        );
+    }
+    for millis in [0, 99, 60_001] {
+        layout_refused(
+            "/spec/reads",
+            json!({"mode": "RosterLease", "leaseMillis": millis}),
+            "spec.reads.leaseMillis must be from 100 to 60000",
+        );
     }
 }
 

@@ -25,7 +25,7 @@ pub enum Kind {
 pub type Metric = (&'static str, Kind);
 
 /// What a member exports.
-pub const MEMBER_METRICS: [Metric; 39] = [
+pub const MEMBER_METRICS: [Metric; 49] = [
     ("althing_member_info", Kind::Gauge),
     ("althing_raft_leader", Kind::Gauge),
     ("althing_raft_has_leader", Kind::Gauge),
@@ -62,6 +62,16 @@ pub const MEMBER_METRICS: [Metric; 39] = [
     ("althing_peer_sent_messages", Kind::Counter),
     ("althing_peer_received_bytes", Kind::Counter),
     ("althing_peer_connected", Kind::Gauge),
+    ("althing_groups", Kind::Gauge),
+    ("althing_groups_led", Kind::Gauge),
+    ("althing_groups_leaderless", Kind::Gauge),
+    ("althing_shard_bytes", Kind::Gauge),
+    ("althing_shard_keys", Kind::Gauge),
+    ("althing_operations", Kind::Gauge),
+    ("althing_operations_ended", Kind::Counter),
+    ("althing_calls", Kind::Counter),
+    ("althing_calls_answered", Kind::Counter),
+    ("althing_call_duration_seconds", Kind::Histogram),
     ("process_resident_memory_bytes", Kind::Gauge),
     ("process_cpu_seconds", Kind::Counter),
     ("up", Kind::Gauge),

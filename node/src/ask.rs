@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! ask   := Execute (1) : group u64 | command
-//!          Read (2)    : group u64 | flags u8 | revision i64 | command (a read-only transaction)
+//!          Read (2)    : group u64 | flags u8 | command (a read-only transaction)
 //!          Stamp (3)   : group u64 | count u32
 //!          Control (4) : JSON (`crate::control`)
 //! reply := Answer (1)  : answer of the state machine (`althing_store::answer`)
@@ -26,8 +26,9 @@ use bytes::{Buf, BufMut, Bytes, BytesMut};
 pub struct ReadTerms {
     /// Any applied state will do.
     pub serializable: bool,
-    /// As of this revision of the keyspace, after everything that has one up to it is settled in the shard.
-    pub at: Option<Revision>,
+    /// After everything is settled that the sequencer had given to the shard before: in a keyspace of several shards. Only its leader
+    /// knows.
+    pub settled: bool,
 }
 
 /// What is asked.
@@ -91,7 +92,7 @@ pub enum AskError {
 }
 
 const SERIALIZABLE: u8 = 1;
-const AT: u8 = 2;
+const SETTLED: u8 = 2;
 
 impl Ask {
     /// As bytes.
@@ -108,8 +109,7 @@ impl Ask {
                 out.put_u8(2);
                 out.put_u64_le(group.0);
                 let flag = |set: bool, bit| if set { bit } else { 0 };
-                out.put_u8(flag(terms.serializable, SERIALIZABLE) | flag(terms.at.is_some(), AT));
-                out.put_i64_le(terms.at.map_or(0, |at| at.0));
+                out.put_u8(flag(terms.serializable, SERIALIZABLE) | flag(terms.settled, SETTLED));
                 encode_command(&Command::Txn(txn.clone()), &mut out);
             }
             Self::Stamp { group, count } => {
@@ -138,8 +138,7 @@ impl Ask {
             }),
             2 => {
                 let group = GroupId(bytes.try_get_u64_le().map_err(|_| short.clone())?);
-                let flags = bytes.try_get_u8().map_err(|_| short.clone())?;
-                let at = Revision(bytes.try_get_i64_le().map_err(|_| short)?);
+                let flags = bytes.try_get_u8().map_err(|_| short)?;
                 let Command::Txn(txn) = decode_command(bytes)? else {
                     return Err(AskError::NoRead);
                 };
@@ -148,7 +147,7 @@ impl Ask {
                 }
                 let terms = ReadTerms {
                     serializable: flags & SERIALIZABLE != 0,
-                    at: (flags & AT != 0).then_some(at),
+                    settled: flags & SETTLED != 0,
                 };
                 Ok(Self::Read { group, terms, txn })
             }
@@ -236,9 +235,9 @@ mod tests {
             ..Txn::default()
         };
         let group = GroupId(7);
-        let read = |serializable, at| Ask::Read {
+        let read = |serializable, settled| Ask::Read {
             group,
-            terms: ReadTerms { serializable, at },
+            terms: ReadTerms { serializable, settled },
             txn: txn.clone(),
         };
         for ask in [
@@ -246,9 +245,9 @@ mod tests {
                 group,
                 command: Bytes::from_static(b"\x01\x02\x03"),
             },
-            read(false, None),
-            read(true, None),
-            read(false, Some(Revision(9))),
+            read(false, false),
+            read(true, false),
+            read(false, true),
             Ask::Stamp { group, count: 3 },
             Ask::Control(Bytes::from_static(b"{}")),
         ] {
@@ -293,8 +292,10 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error() {
-        for bytes in [&b""[..], b"\x09", b"\x02\x01", b"\x03\x00\x00", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00"] {
+        for bytes in [&b""[..], b"\x09", b"\x03\x00\x00", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00"] {
             assert!(Ask::decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");
+        }
+        for bytes in [&b""[..], b"\x09", b"\x03\x00\x00", b"\x02", b"\x02\x63", b"\x01\x02"] {
             assert!(Reply::decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");
         }
     }

@@ -4,10 +4,10 @@ use crate::conductor::load;
 use crate::local::Local;
 use althing_raft::ids::{GroupId, MemberId};
 use althing_raft::roster::Footprint;
-use althing_shard::map::{KeyspaceId, RouteTable};
+use althing_shard::map::{KeyspaceId, KeyspaceState, MemberState, RouteTable};
 use althing_shard::meta::MetaState;
 use althing_store::ops::Revision;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 /// One version of the map, ready for use.
@@ -42,14 +42,20 @@ impl Chart {
         Some((sequencer, replicas))
     }
 
-    /// The groups that should have a replica on a member.
-    pub fn groups_on(&self, member: MemberId) -> impl Iterator<Item = GroupId> {
-        let on = move |shard: &&althing_shard::map::ShardRecord| shard.replicas.contains(&member);
-        self.state
-            .shards
-            .iter()
-            .filter(move |(_, shard)| on(shard))
-            .map(|(group, _)| *group)
+    /// The groups that a member should serve: those that it is listed for, those that are on their way to it, and those of keyspaces
+    /// that are everywhere.
+    #[must_use]
+    pub fn groups_for(&self, member: MemberId) -> BTreeSet<GroupId> {
+        let mut groups = self.state.placed_on(member);
+        let active = self.state.members.get(&member).map(|record| record.state) == Some(MemberState::Active);
+        if active {
+            let everywhere = self.state.shards.iter().filter(|(_, shard)| {
+                let keyspace = self.state.keyspaces.get(&shard.keyspace);
+                keyspace.is_some_and(|keyspace| keyspace.replicas.is_none() && keyspace.state == KeyspaceState::Active)
+            });
+            groups.extend(everywhere.map(|(group, _)| *group));
+        }
+        groups
     }
 }
 

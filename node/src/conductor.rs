@@ -169,7 +169,7 @@ impl Conductor {
         for member in table.keys().copied() {
             let known = memory.numbers.get(&member).cloned().unwrap_or_default();
             let calls = Arc::clone(&self.calls);
-            looking.spawn(async move { (member, ask(&calls, member, &Control::Observe { known }, LOOK_TIMEOUT).await) });
+            looking.spawn(async move { (member, ask_control(&calls, member, &Control::Observe { known }, LOOK_TIMEOUT).await) });
         }
         let mut answers = Vec::new();
         while let Some(answer) = looking.join_next().await {
@@ -297,7 +297,7 @@ impl Conductor {
             };
             let calls = Arc::clone(&self.calls);
             doing.spawn(async move {
-                let told = match ask(&calls, member, &control, STEP_TIMEOUT).await {
+                let told = match ask_control(&calls, member, &control, STEP_TIMEOUT).await {
                     Ok(Said::Done) => Ok(()),
                     Ok(Said::No(why)) | Err(why) => Err(why),
                     Ok(Said::View(_)) => Err("an answer to something else".to_owned()),
@@ -347,7 +347,11 @@ pub fn load(local: &Local) -> Result<MetaState, ConductError> {
     Ok(MetaState::load(rows.kvs.into_iter().map(|kv| (kv.key, kv.value)))?)
 }
 
-async fn ask(calls: &Calls, member: MemberId, control: &Control, timeout: Duration) -> Result<Said, String> {
+/// Asks a member for something about groups.
+///
+/// # Errors
+/// Why there is no answer.
+pub async fn ask_control(calls: &Calls, member: MemberId, control: &Control, timeout: Duration) -> Result<Said, String> {
     let json = serde_json::to_vec(control).map_err(|error| error.to_string())?;
     let body = Ask::Control(json.into()).encode();
     let body = calls.call(member, body, timeout).await.map_err(|error| error.to_string())?;

@@ -75,6 +75,13 @@ pub enum Control {
         /// Up to here at least.
         at: PositionForm,
     },
+    /// Say `Done` if you do not drive this transaction over several shards, now or ever again.
+    IsOver {
+        /// Boot in which it began.
+        nonce: u64,
+        /// Its number.
+        number: u64,
+    },
     /// Let a sequencer give out revisions.
     StartSequencer {
         /// Which.

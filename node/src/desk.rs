@@ -8,10 +8,11 @@ use crate::local::Local;
 use crate::observe::Observer;
 use crate::sequencers::Sequencers;
 use crate::shared::Shared;
+use crate::spread::Spread;
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_shard::Event;
-use althing_store::ops::Txn;
+use althing_store::ops::{Txn, TxnId};
 use async_trait::async_trait;
 use bytes::Bytes;
 use std::sync::Arc;
@@ -30,6 +31,7 @@ struct Inner {
     lifecycle: Arc<Lifecycle>,
     observer: Observer,
     sequencers: Arc<Sequencers>,
+    spread: Arc<Spread>,
 }
 
 #[async_trait]
@@ -64,6 +66,7 @@ impl Desk {
         local: Local,
         lifecycle: Arc<Lifecycle>,
         sequencers: Arc<Sequencers>,
+        spread: Arc<Spread>,
         runtime: Handle,
     ) -> Self {
         let observer = Observer::new(Arc::clone(&shared), Arc::clone(&lifecycle));
@@ -73,6 +76,7 @@ impl Desk {
             lifecycle,
             observer,
             sequencers,
+            spread,
         });
         Self { inner, runtime }
     }
@@ -157,6 +161,16 @@ impl Inner {
                     deadline,
                 });
                 asked.await.map_err(|error| error.to_string())?;
+            }
+            Control::IsOver { nonce, number } => {
+                let txn = TxnId {
+                    member: shared.me,
+                    nonce,
+                    number,
+                };
+                if self.spread.runs(txn) {
+                    return Err("it is under way".to_owned());
+                }
             }
             Control::ConfirmSealed { group, at } => self.confirm(GroupId(group), at.into())?,
             Control::StartSequencer { group, above } => self

@@ -2,23 +2,28 @@
 
 use crate::ask::{Ask, ReadTerms, Reply};
 use crate::atlas::Atlas;
+use crate::endpoints::with_port;
 use crate::local::{Local, broken, elsewhere, failed};
 use crate::members::MemberInfo;
 use crate::patience::{Next, Patience};
 use crate::reach::Reach;
 use crate::shared::Shared;
+use crate::spread::Spread;
 use crate::telemetry::Tracer;
 use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
 use althing_raft::ids::{GroupId, MemberId};
 use althing_raft::io::Role;
 use althing_raft::roster::Footprint;
 use althing_shard::map::{KeyspaceId, Route, RouteTable};
+use althing_shard::route::{Mismatch, Plan, Request, RouteError, plan};
+use althing_shard::txn::Failure;
 use althing_shard::{Done, Event};
 use althing_store::codec::encode_command;
-use althing_store::ops::{Command, Op, OpError, OpResult, Range, RangeResult, Revision, Txn};
+use althing_store::ops::{Command, Op, OpError, OpResult, Range, RangeResult, Revision, RevisionSource, Txn};
 use althing_store::{CommandResult, SledOptions, StoreError};
 use async_trait::async_trait;
 use bytes::{Bytes, BytesMut};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 /// Bytes of an encoded command; above the API's own limit, so that this is a backstop.
@@ -34,6 +39,8 @@ pub struct Ground {
     pub atlas: Arc<Atlas>,
     /// Everybody else's groups.
     pub reach: Arc<Reach>,
+    /// Requests over several shards.
+    pub spread: Arc<Spread>,
     /// Spans of requests.
     pub tracer: Tracer,
 }
@@ -111,8 +118,14 @@ impl RoutedKeyspace {
     }
 
     /// Reads in a group.
-    async fn read_in(&self, route: &Route, terms: ReadTerms, txn: Txn, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
-        if self.is_here(route.group) && terms.at.is_none() {
+    async fn read_in(
+        &self,
+        route: &Route,
+        terms: ReadTerms,
+        txn: Txn,
+        patience: &Patience,
+    ) -> Result<CommandResult, KeyspaceError> {
+        if self.is_here(route.group) && !terms.settled {
             return self.ground.local.read(route.group, terms, txn).await;
         }
         let ask = Ask::Read {
@@ -124,28 +137,41 @@ impl RoutedKeyspace {
     }
 
     async fn asked(&self, route: &Route, ask: &Ask, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
-        match self.ground.reach.ask(route.group, &route.replicas, ask, patience.left()).await? {
+        let asked = self
+            .ground
+            .reach
+            .ask(route.group, &route.replicas, ask, patience.left());
+        match asked.await? {
             Reply::Answer(answer) => Ok(answer),
             Reply::Failure(failure) => Err(failure),
             Reply::Stamp(_) | Reply::Control(_) => Err(KeyspaceError::Timeout),
         }
     }
 
+    /// How a read of a single shard must be made.
+    fn terms(&self, table: &RouteTable, route: &Route, serializable: bool) -> ReadTerms {
+        let sequenced = match table.source {
+            RevisionSource::Dense => false,
+            RevisionSource::Sequenced => true,
+        };
+        // Who asks for no more than its own keys' newest writes may have them from any responder.
+        let settled = sequenced && !serializable && !self.ground.local.reads_own_keys(route.group);
+        ReadTerms { serializable, settled }
+    }
+
     async fn range_in(
         &self,
+        table: &RouteTable,
         route: &Route,
         range: Range,
         serializable: bool,
         patience: &Patience,
     ) -> Result<(Revision, RangeResult), KeyspaceError> {
-        if self.is_here(route.group) {
+        let terms = self.terms(table, route, serializable);
+        if self.is_here(route.group) && !terms.settled {
             let found = self.ground.local.range(route.group, range, serializable).await?;
             return Ok(found?);
         }
-        let terms = ReadTerms {
-            serializable,
-            at: None,
-        };
         let txn = Txn {
             success: vec![Op::Range(range)],
             ..Txn::default()
@@ -157,14 +183,16 @@ impl RoutedKeyspace {
                 Some((_, OpResult::Range(found))) => Ok((revision, found)),
                 Some(_) | None => unreachable!("invariant: a range is answered as one"),
             },
-            OpResult::Range(_) | OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Compact | OpResult::Shard(_) => {
+            OpResult::Range(_)
+            | OpResult::Put { .. }
+            | OpResult::Delete { .. }
+            | OpResult::Compact
+            | OpResult::Shard(_) => {
                 unreachable!("invariant: a transaction is answered as one")
             }
         }
     }
-}
 
-impl RoutedKeyspace {
     fn patience(&self) -> Patience {
         Patience::until(self.shared().clock, self.shared().deadline())
     }
@@ -173,49 +201,207 @@ impl RoutedKeyspace {
     async fn again(&self, failure: KeyspaceError, patience: &mut Patience) -> Result<(), KeyspaceError> {
         match patience.after(failure, &self.ground.atlas).await {
             Next::Again => Ok(()),
-            Next::Recover(..) => Ok(()),
+            Next::Recover(txn, coordinator) => {
+                let met_at = patience.met_at().unwrap_or(coordinator);
+                self.ground.spread.recover(txn, coordinator, met_at).await;
+                Ok(())
+            }
             Next::Fail(failure) => Err(failure),
         }
     }
 
+    /// Reads that touch several shards, or a revision of several.
+    async fn snapshot(
+        &self,
+        table: &Arc<RouteTable>,
+        request: Request<'_>,
+        patience: &mut Patience,
+    ) -> Result<(Revision, OpResult), KeyspaceError> {
+        let parts = match plan(table, request) {
+            Ok(Plan::Snapshot(parts)) => parts,
+            Ok(Plan::One(_) | Plan::TwoPhase(_) | Plan::Everywhere(_)) => {
+                unreachable!("invariant: reads of several shards are read at one revision")
+            }
+            Err(error) => return Err(unroutable(&error)),
+        };
+        let read = self.ground.spread.read(table, parts, patience.end()).await;
+        read.map_err(|failure| spread_failure(failure, patience))
+    }
+
     async fn range_over(
         &self,
-        _table: &RouteTable,
-        _range: &Range,
-        _serializable: bool,
-        _patience: &Patience,
+        table: &Arc<RouteTable>,
+        range: &Range,
+        serializable: bool,
+        patience: &mut Patience,
     ) -> Result<(Revision, RangeResult), KeyspaceError> {
-        Err(KeyspaceError::TooManyRequests)
+        if serializable {
+            return self.range_of_each(table, range, patience).await;
+        }
+        match self.snapshot(table, Request::Range(range), patience).await? {
+            (revision, OpResult::Range(found)) => Ok((revision, found)),
+            (
+                _,
+                OpResult::Put { .. }
+                | OpResult::Delete { .. }
+                | OpResult::Txn { .. }
+                | OpResult::Compact
+                | OpResult::Shard(_),
+            ) => unreachable!("invariant: a range is answered as one"),
+        }
+    }
+
+    /// A serializable range: what every shard has, each by itself, from whoever has it.
+    async fn range_of_each(
+        &self,
+        table: &Arc<RouteTable>,
+        range: &Range,
+        patience: &Patience,
+    ) -> Result<(Revision, RangeResult), KeyspaceError> {
+        let parts = match plan(table, Request::Range(range)) {
+            Ok(Plan::Snapshot(parts)) => parts,
+            Ok(Plan::One(_) | Plan::TwoPhase(_) | Plan::Everywhere(_)) => {
+                unreachable!("invariant: reads of several shards are read at one revision")
+            }
+            Err(error) => return Err(unroutable(&error)),
+        };
+        let terms = ReadTerms {
+            serializable: true,
+            settled: false,
+        };
+        let (mut results, mut newest) = (BTreeMap::new(), Revision(0));
+        for (group, part) in parts.each() {
+            let route = table.shards().iter().find(|route| route.group == *group);
+            let route = route.expect("invariant: parts are of the table's shards");
+            let answer = self.read_in(route, terms, part.clone(), patience).await?;
+            newest = newest.max(answer.revision);
+            results.insert(*group, answer.result?);
+        }
+        match parts.merge(&results, newest).map_err(|error| mismatched(&error))? {
+            (_, OpResult::Range(found)) => Ok((newest, found)),
+            (
+                _,
+                OpResult::Put { .. }
+                | OpResult::Delete { .. }
+                | OpResult::Txn { .. }
+                | OpResult::Compact
+                | OpResult::Shard(_),
+            ) => unreachable!("invariant: a range is answered as one"),
+        }
     }
 
     async fn read_txn_over(
         &self,
-        table: &RouteTable,
+        table: &Arc<RouteTable>,
         txn: &Txn,
         serializable: bool,
-        patience: &Patience,
+        patience: &mut Patience,
     ) -> Result<(Revision, OpResult), KeyspaceError> {
-        let [route] = table.shards() else {
-            return Err(KeyspaceError::TooManyRequests);
-        };
-        let terms = ReadTerms { serializable, at: None };
-        let answer = self.read_in(route, terms, txn.clone(), patience).await?;
-        Ok((answer.revision, answer.result?))
+        // One that may be old asks for less than one that may not: where there are several shards, all of them are asked.
+        if let [route] = table.shards() {
+            let terms = self.terms(table, route, serializable);
+            let answer = self.read_in(route, terms, txn.clone(), patience).await?;
+            return Ok((answer.revision, answer.result?));
+        }
+        self.snapshot(table, Request::ReadTxn(txn), patience).await
     }
 
     async fn execute_over(
         &self,
-        table: &RouteTable,
-        _command: &Command,
+        table: &Arc<RouteTable>,
+        command: &Command,
+        bytes: Bytes,
+        patience: &mut Patience,
+    ) -> Result<(Revision, OpResult), KeyspaceError> {
+        let route_of = |group: GroupId| {
+            let route = table.shards().iter().find(|route| route.group == group);
+            route.expect("invariant: a plan names the table's shards")
+        };
+        let one = match table.shards() {
+            [only] => Plan::One(only.group),
+            _ => plan(table, Request::Command(command)).map_err(|error| unroutable(&error))?,
+        };
+        match one {
+            Plan::One(group) => {
+                let answer = self.execute_in(route_of(group), bytes, patience).await;
+                let answer = answer.inspect_err(|_| patience.met(group))?;
+                if answer.result.is_err() {
+                    patience.met(group);
+                }
+                Ok((answer.revision, answer.result?))
+            }
+            Plan::Snapshot(_) => unreachable!("invariant: what writes is no read"),
+            Plan::TwoPhase(parts) => {
+                let spread = &self.ground.spread;
+                let written = spread.write(Arc::clone(table), parts, patience.order(), patience.end()).await;
+                written.map_err(|failure| spread_failure(failure, patience))
+            }
+            Plan::Everywhere(groups) => self.compact(table, command, groups, bytes, patience).await,
+        }
+    }
+
+    /// Compacts every shard. They forget one after another; what one has forgotten none will show (the largest counts).
+    async fn compact(
+        &self,
+        table: &Arc<RouteTable>,
+        command: &Command,
+        groups: Vec<GroupId>,
         bytes: Bytes,
         patience: &Patience,
     ) -> Result<(Revision, OpResult), KeyspaceError> {
-        let [route] = table.shards() else {
-            return Err(KeyspaceError::TooManyRequests);
-        };
-        let answer = self.execute_in(route, bytes, patience).await?;
-        Ok((answer.revision, answer.result?))
+        let newest = self.ground.spread.stamp(table, 0).await?;
+        if let Command::Compact(revision) = command
+            && *revision > newest
+        {
+            return Err(OpError::FutureRevision.into());
+        }
+        let mut refused = None;
+        for group in groups {
+            let route = table.shards().iter().find(|route| route.group == group);
+            let route = route.expect("invariant: a plan names the table's shards");
+            match self.execute_in(route, bytes.clone(), patience).await?.result {
+                Ok(_) => {}
+                // By an earlier try that did not get to all of them.
+                Err(OpError::Compacted) => refused = Some(OpError::Compacted),
+                Err(error) => return Err(error.into()),
+            }
+        }
+        match refused {
+            None => Ok((newest, OpResult::Compact)),
+            Some(error) => Err(error.into()),
+        }
     }
+}
+
+/// Why a request over several shards came to nothing, in a client's words; what may be tried again, in the words for that.
+fn spread_failure(failure: Failure, patience: &mut Patience) -> KeyspaceError {
+    match failure {
+        Failure::Refused(error) => error.into(),
+        Failure::Moved => OpError::WrongShard.into(),
+        Failure::Conflict {
+            txn,
+            coordinator,
+            group,
+        } => {
+            patience.met(group);
+            patience.take_turns();
+            OpError::Locked { txn, coordinator }.into()
+        }
+        Failure::NotDone => KeyspaceError::NoLeader,
+        Failure::TimedOut | Failure::Unknown | Failure::Lost { .. } => KeyspaceError::Timeout,
+        Failure::Mismatch(error) => mismatched(&error),
+    }
+}
+
+fn mismatched(error: &Mismatch) -> KeyspaceError {
+    tracing::error!(%error, "a request over several shards makes no sense");
+    KeyspaceError::Timeout
+}
+
+/// Too wide a request.
+fn unroutable(error: &RouteError) -> KeyspaceError {
+    tracing::debug!(%error, "a request cannot be routed");
+    KeyspaceError::TooLarge
 }
 
 #[async_trait]
@@ -227,9 +413,15 @@ impl Keyspace for RoutedKeyspace {
             let table = self.table()?;
             let tried = match table.shards_of(&range.keys) {
                 // Of no keys: any shard says so.
-                [] => self.range_in(&table.shards()[0], range.clone(), serializable, &patience).await,
-                [route] => self.range_in(route, range.clone(), serializable, &patience).await,
-                _ => self.range_over(&table, &range, serializable, &patience).await,
+                [] => {
+                    self.range_in(&table, &table.shards()[0], range.clone(), serializable, &patience)
+                        .await
+                }
+                // A revision that the client names must be there in all shards, or in none.
+                [route] if range.revision.is_none() || table.shards().len() == 1 => {
+                    self.range_in(&table, route, range.clone(), serializable, &patience).await
+                }
+                _ => self.range_over(&table, &range, serializable, &mut patience).await,
             };
             match tried {
                 Ok((revision, found)) => return Ok((self.header_at(revision), found)),
@@ -243,7 +435,7 @@ impl Keyspace for RoutedKeyspace {
         let mut patience = self.patience();
         loop {
             let table = self.table()?;
-            let tried = self.read_txn_over(&table, &txn, serializable, &patience).await;
+            let tried = self.read_txn_over(&table, &txn, serializable, &mut patience).await;
             match tried {
                 Ok((revision, result)) => return Ok((self.header_at(revision), result)),
                 Err(failure) => self.again(failure, &mut patience).await?,
@@ -265,7 +457,7 @@ impl Keyspace for RoutedKeyspace {
         let mut patience = self.patience();
         loop {
             let table = self.table()?;
-            let tried = self.execute_over(&table, &command, bytes.clone(), &patience).await;
+            let tried = self.execute_over(&table, &command, bytes.clone(), &mut patience).await;
             match tried {
                 Ok((revision, result)) => return Ok((self.header_at(revision), result)),
                 Err(failure) => self.again(failure, &mut patience).await?,
@@ -318,8 +510,13 @@ impl Keyspace for RoutedKeyspace {
         }
         let store = self.ground.local.store(GroupId::META)?;
         let config = store.applied().config;
+        let chart = self.ground.atlas.chart();
+        let port = chart.state.keyspaces.get(&self.id).and_then(|record| record.port);
         let entry = |(member, context): (&MemberId, &Bytes)| {
-            let info = MemberInfo::decode(context);
+            let mut info = MemberInfo::decode(context);
+            if let Some(port) = port {
+                info.client_urls.iter_mut().for_each(|url| *url = with_port(url, port));
+            }
             MemberEntry {
                 id: member.0,
                 name: info.name,

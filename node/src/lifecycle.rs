@@ -22,7 +22,7 @@ use althing_store::{Mvcc, SledStore};
 use althing_wal::GroupWrite;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex as StdMutex, PoisonError};
+use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
 use tokio::sync::{Mutex, oneshot};
 
 /// Bytes of entries in one append: a follower writes it in a few milliseconds.
@@ -34,6 +34,9 @@ const INFLIGHT_APPENDS_MAX: usize = 128;
 const INFLIGHT_BYTES_MAX: usize = 16 << 20;
 /// Heartbeats that a responder may miss before writes stop waiting for it: below any election timeout, above a hiccup.
 const DEMOTE_HEARTBEATS: u32 = 4;
+/// Heartbeats of idleness after which a group hibernates. Waking costs a write nothing and a local read one round, so groups that are used
+/// every now and then should stay awake, and those that nobody uses for seconds need not.
+const HIBERNATE_HEARTBEATS: u32 = 50;
 /// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
 
@@ -129,19 +132,26 @@ impl Lifecycle {
         self.start(group, start)
     }
 
-    /// Gives this node a replica of a new group with its first state. Repeating it is harmless.
+    /// Starts a group that was cut off another one here, whose state is there already. Its log begins when the cut is durable, so that
+    /// a crash leaves a group without a log or one with both.
+    ///
+    /// If it was here before, by a snapshot that came before the cut did, it has left since: what it had acknowledged then must not come
+    /// back without it, so the state goes. Its leader gives it another one if it is wanted here.
     ///
     /// # Errors
     /// If the engine fails or the node goes down.
-    pub async fn begin(&self, group: GroupId, store: Store) -> Result<(), NodeError> {
-        let _one = self.retired.lock().await;
-        if self.shared.groups.get(group).is_some() {
+    pub async fn born(&self, group: GroupId) -> Result<(), NodeError> {
+        let retired = self.retired.lock().await;
+        let Some(store) = self.shared.groups.get(group) else {
             return Ok(());
+        };
+        if retired.contains_key(&group) {
+            return self.clear(group).await;
         }
         let meta = tokio::task::block_in_place(|| store.checkpoint())?;
         let start = Start::after(meta);
         self.write(first_write(group, &start)).await?;
-        self.shared.groups.insert(group, Arc::new(store));
+        tracing::info!(%group, "was cut off another shard");
         self.start(group, start)
     }
 
@@ -159,13 +169,7 @@ impl Lifecycle {
             Some((_, last)) => Some(last),
             None => None,
         };
-        let (left, hard_state) = oneshot::channel();
-        self.leaving
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(group, left);
-        self.shared.host.push(Job::Event(Event::Retire { group, ends_at }));
-        let hard_state = hard_state.await.map_err(|_| NodeError::Stopped)?;
+        let hard_state = self.take_from_host(group, ends_at).await?;
         let hard_state = hard_state.ok_or(NodeError::Changed(group))?;
         self.write(GroupWrite {
             group,
@@ -174,10 +178,9 @@ impl Lifecycle {
             entries: Vec::new(),
         })
         .await?;
-        let (reply, gone) = oneshot::channel();
-        self.shared.apply.push(ApplyJob::Retire { group, reply });
-        gone.await.map_err(|_| NodeError::Stopped)?;
+        self.clear(group).await?;
         self.shared.forget_soft(group);
+        self.lives().remove(&group);
         retired.insert(group, hard_state);
         tracing::info!(%group, "its replica left this node");
         Ok(())
@@ -199,8 +202,33 @@ impl Lifecycle {
     /// Names the present start of a group's replica.
     #[must_use]
     pub fn life(&self, group: GroupId) -> u64 {
-        let lives = self.lives.lock().unwrap_or_else(PoisonError::into_inner);
-        lives.get(&group).copied().unwrap_or_default()
+        self.lives().get(&group).copied().unwrap_or_default()
+    }
+
+    /// Has the state of a group removed, behind everything that it still has to apply.
+    async fn clear(&self, group: GroupId) -> Result<(), NodeError> {
+        let (reply, gone) = oneshot::channel();
+        self.shared.apply.push(ApplyJob::Retire { group, reply });
+        gone.await.map_err(|_| NodeError::Stopped)
+    }
+
+    fn lives(&self) -> MutexGuard<'_, BTreeMap<GroupId, u64>> {
+        self.lives.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has the host let a group go, if its log ends there; `None` if it does not.
+    async fn take_from_host(
+        &self,
+        group: GroupId,
+        ends_at: Option<LogPosition>,
+    ) -> Result<Option<HardState>, NodeError> {
+        let (left, hard_state) = oneshot::channel();
+        self.leaving
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .insert(group, left);
+        self.shared.host.push(Job::Event(Event::Retire { group, ends_at }));
+        hard_state.await.map_err(|_| NodeError::Stopped)
     }
 
     async fn write(&self, write: GroupWrite) -> Result<(), NodeError> {
@@ -215,10 +243,7 @@ impl Lifecycle {
     fn start(&self, group: GroupId, start: Start) -> Result<(), NodeError> {
         let shared = &self.shared;
         let life = draw()?;
-        self.lives
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .insert(group, life);
+        self.lives().insert(group, life);
         let config = CoreConfig {
             group,
             id: shared.me,
@@ -231,6 +256,7 @@ impl Lifecycle {
             uncommitted_bytes_max: UNCOMMITTED_BYTES_MAX,
             drift_ppm: shared.config.clock_drift_ppm,
             demote_after: shared.config.heartbeat_interval * DEMOTE_HEARTBEATS,
+            hibernate_after: Some(shared.config.heartbeat_interval * HIBERNATE_HEARTBEATS),
             footprint: althing_shard::envelope::footprint,
         };
         shared.host.push(Job::Start(Box::new(GroupStart { config, start })));

@@ -1,14 +1,14 @@
 //! One group of this node, asked: commands through its log, reads through its gate. Knows nothing of keyspaces.
 
 use crate::ask::ReadTerms;
-use crate::metrics::{Outcome, Proposal, Shard};
+use crate::metrics::{Outcome, Proposal};
 use crate::shared::{Failed, Shared, Store};
 use crate::waiters::{Answer, Timeline};
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::GroupId;
-use althing_raft::roster::Footprint;
+use althing_raft::roster::{Footprint, ReadMode, Revisions};
 use althing_shard::{Done, Event, Refusal};
-use althing_store::ops::{KeyRange, Op, OpError, Range, RangeResult, Revision, Txn};
+use althing_store::ops::{KeyRange, OpError, Range, RangeResult, Revision, Txn};
 use althing_store::{CommandResult, Locks, StoreError, footprint};
 use bytes::Bytes;
 use std::sync::Arc;
@@ -17,30 +17,6 @@ use std::sync::Arc;
 #[derive(Clone)]
 pub struct Local {
     shared: Arc<Shared>,
-}
-
-/// Counts a command as under way, also if its client goes away.
-struct Counted<'a>(&'a Shared, GroupId);
-
-impl<'a> Counted<'a> {
-    fn new(shared: &'a Shared, group: GroupId) -> Self {
-        shared
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: group.0 })
-            .inc();
-        Self(shared, group)
-    }
-}
-
-impl Drop for Counted<'_> {
-    fn drop(&mut self) {
-        self.0
-            .metrics
-            .proposals_pending
-            .get_or_create(&Shard { shard: self.1.0 })
-            .dec();
-    }
 }
 
 /// Why the host refused, in a client's words.
@@ -106,6 +82,16 @@ impl Local {
         self.shared.groups.get(group).ok_or(KeyspaceError::Stopped)
     }
 
+    /// Whether reads of a group answer for their own keys only, by leases, as it was last asked to.
+    #[must_use]
+    pub fn reads_own_keys(&self, group: GroupId) -> bool {
+        let spec = self.shared.groups.get(group).map(|store| store.applied().reads.spec);
+        spec.is_some_and(|spec| match (spec.mode, spec.revisions) {
+            (ReadMode::ReadIndex, _) | (_, Revisions::Current) => false,
+            (ReadMode::LeaderLease | ReadMode::RosterLease, Revisions::OfKeys) => true,
+        })
+    }
+
     fn count(&self, group: GroupId, outcome: Outcome) {
         self.shared
             .metrics
@@ -126,7 +112,7 @@ impl Local {
         group: GroupId,
         command: Bytes,
     ) -> Result<(CommandResult, Timeline), KeyspaceError> {
-        let _counted = Counted::new(&self.shared, group);
+        let _counted = self.shared.metrics.pending(group.0);
         let deadline = self.shared.deadline();
         let answer = self
             .shared
@@ -176,23 +162,22 @@ impl Local {
         }
     }
 
-    /// Reads in a group, in the way that is asked for; `at` is answered by its leader only.
+    /// Reads in a group, in the way that is asked for; settled reads are answered by its leader only.
     ///
     /// # Errors
     /// If the host refuses; what the state machine refuses is in the result.
-    pub async fn read(&self, group: GroupId, terms: ReadTerms, mut txn: Txn) -> Result<CommandResult, KeyspaceError> {
+    pub async fn read(&self, group: GroupId, terms: ReadTerms, txn: Txn) -> Result<CommandResult, KeyspaceError> {
         let store = self.store(group)?;
         let locks = if terms.serializable { Locks::Ignore } else { Locks::Heed };
-        if let Some(at) = terms.at {
+        if terms.settled {
             self.resolve(group).await?;
-            txn.success.iter_mut().for_each(|op| pin(op, at));
         } else {
             self.catch_up(group, footprint::read_txn(&txn), terms.serializable).await?;
         }
         let read = elsewhere(move || store.read_txn_with(&txn, locks)).await?;
         Ok(match read.map_err(|error| broken(&error))? {
             Ok((revision, result)) => CommandResult {
-                revision: terms.at.unwrap_or(revision),
+                revision,
                 result: Ok(result),
             },
             Err(error) => CommandResult {
@@ -245,18 +230,5 @@ impl Local {
             deadline,
         });
         asked.await.map(|_| ()).map_err(failed)
-    }
-}
-
-/// Has an operation look at a revision, unless it names one itself.
-fn pin(op: &mut Op, at: Revision) {
-    match op {
-        Op::Range(range) => range.revision = range.revision.or(Some(at)),
-        Op::Txn(inner) => inner
-            .success
-            .iter_mut()
-            .chain(&mut inner.failure)
-            .for_each(|op| pin(op, at)),
-        Op::Put(_) | Op::Delete(_) => unreachable!("invariant: what is read writes nothing"),
     }
 }

@@ -130,7 +130,7 @@ fn run(config: Config) -> ExitCode {
                 return ExitCode::FAILURE;
             }
         };
-        telemetry.export_metrics(&node.shared().metrics);
+        telemetry.export_metrics(node.shared());
         if let Err(error) = stop_signal().await {
             tracing::error!(%error, "cannot listen for signals");
         }

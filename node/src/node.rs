@@ -9,12 +9,14 @@ use crate::identity::{Identity, IdentityError, draw};
 use crate::atlas::Atlas;
 use crate::conductor::Conductor;
 use crate::desk::Desk;
+use crate::endpoints::{self, Endpoints, Front};
 use crate::keyspace::{Ground, RoutedKeyspace};
 use crate::lifecycle::Lifecycle;
 use crate::listener;
 use crate::local::Local;
 use crate::reach::Reach;
 use crate::sequencers::Sequencers;
+use crate::spread::Spread;
 use crate::stamps::Stamps;
 use crate::members::MemberInfo;
 use crate::peers::Peers;
@@ -24,7 +26,7 @@ use crate::shared::{Inboxes, Shared};
 use crate::snapshot::Outgoing;
 use crate::space::Ballast;
 use crate::telemetry::{RequestObserver, Tracer};
-use crate::threads::AbortOnPanic;
+use crate::threads::{AbortOnPanic, die};
 use crate::threads::machine::Machine;
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
@@ -32,6 +34,8 @@ use crate::threads::{apply, checkpoint, host, wal};
 use crate::volume::{FoundGroup, Volume};
 use crate::waiters::Waiters;
 use althing_api::health::HealthSwitch;
+use althing_api::keyspace::Keyspace;
+use althing_api::{Directory, Door, DoorKeeper, Limits, Observer};
 use althing_raft::ids::GroupId;
 use althing_raft::io::{Role, Start};
 use althing_shard::envelope::BootNonce;
@@ -200,6 +204,8 @@ pub struct Node {
     admin_addr: SocketAddr,
     tasks: Vec<AbortHandle>,
     accepting: AbortHandle,
+    /// Keeps the connections of the client port.
+    _open: DoorKeeper,
     /// Tells the client port to finish, on each thread.
     drain: watch::Sender<bool>,
     clients: Vec<tokio::task::JoinHandle<()>>,
@@ -275,11 +281,18 @@ impl Node {
             Arc::clone(&reach),
             net.first().clone(),
         );
+        let spread = Arc::new(Spread::new(
+            Arc::clone(&shared),
+            Arc::clone(&atlas),
+            Arc::clone(&reach),
+            boot,
+        ));
         let desk = Arc::new(Desk::new(
             Arc::clone(&shared),
             local.clone(),
             Arc::clone(&lifecycle),
             sequencers,
+            Arc::clone(&spread),
             runtime.clone(),
         ));
         calls.answer_by(&desk);
@@ -289,9 +302,11 @@ impl Node {
             me,
             nonce: BootNonce(boot),
             heartbeat_interval: shared.config.heartbeat_interval,
+            silence: Some(shared.config.election_timeout),
             cut: CutPolicy::PRODUCTION,
             needs_stamp: althing_store::codec::needs_stamp,
         });
+        let (births, born) = tokio::sync::mpsc::unbounded_channel();
         let machine = Arc::new(Machine::new(
             Arc::clone(&shared.apply),
             Arc::clone(&shared.host),
@@ -299,6 +314,7 @@ impl Node {
             Arc::clone(&shared.metrics),
             clock,
             Arc::clone(&shared.groups),
+            births,
         ));
         let host = net.first().spawn(host::run(
             host,
@@ -350,19 +366,21 @@ impl Node {
             state: Mutex::new(JoinState { identity, half_born }),
         });
 
-        let keyspace = Arc::new(RoutedKeyspace::new(
-            KeyspaceId::DEFAULT,
-            Arc::new(Ground {
-                shared: Arc::clone(&shared),
-                local: local.clone(),
-                atlas: Arc::clone(&atlas),
-                reach,
-                tracer: tracer.clone(),
-            }),
-        ));
-        let observer = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
+        let ground = Arc::new(Ground {
+            shared: Arc::clone(&shared),
+            local: local.clone(),
+            atlas: Arc::clone(&atlas),
+            reach,
+            spread: Arc::clone(&spread),
+            tracer: tracer.clone(),
+        });
+        let keyspace = Arc::new(RoutedKeyspace::new(KeyspaceId::DEFAULT, Arc::clone(&ground)));
+        let limits = Limits::default();
+        let observer: Arc<dyn Observer> = Arc::new(RequestObserver::new(Arc::clone(&shared.metrics), tracer));
         let api = Arc::clone(&keyspace);
-        let (server, health) = althing_api::server(api, althing_api::Limits::default(), observer).await;
+        let (server, health) = althing_api::server(api, limits, Arc::clone(&observer)).await;
+        let directory = Directory::new(server.clone());
+        let (door, open) = Door::by_name(directory.clone());
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
             .handles()
@@ -370,12 +388,28 @@ impl Node {
                 let (seat, arrivals) = tokio::sync::mpsc::channel(ARRIVALS_MAX);
                 let waiters = Arc::clone(&shared.waiters);
                 thread.spawn(async move { waiters.deliver(home).await });
-                let serving = thread.spawn(clients::serve(server.clone(), arrivals, drained.clone()));
+                let serving = thread.spawn(clients::serve(arrivals, drained.clone()));
                 (seat, serving)
             })
             .unzip();
         ready::start(&shared);
-        let accepting = tokio::spawn(clients::accept(client_socket, seats)).abort_handle();
+        let front = Front {
+            directory,
+            default: server,
+            default_id: KeyspaceId::DEFAULT.0,
+            ip: client_addr.ip(),
+            seats: Vec::clone(&seats),
+            limits,
+            observer,
+        };
+        let endpoints = Endpoints::new(front, move |id| {
+            Arc::new(RoutedKeyspace::new(KeyspaceId(id), Arc::clone(&ground))) as Arc<dyn Keyspace>
+        });
+        let wanted = {
+            let atlas = Arc::clone(&atlas);
+            move || endpoints::wanted(&atlas.chart())
+        };
+        let accepting = tokio::spawn(clients::accept(client_socket, seats, door)).abort_handle();
         let tasks = vec![
             tokio::spawn(listener::run(
                 peer_socket,
@@ -385,7 +419,13 @@ impl Node {
                 net.first().clone(),
             ))
             .abort_handle(),
-            tokio::spawn(admin::serve(admin_socket, Arc::clone(&shared), joiner)).abort_handle(),
+            tokio::spawn(admin::serve(
+                admin_socket,
+                Arc::clone(&shared),
+                joiner,
+                Arc::clone(&conductor),
+            ))
+            .abort_handle(),
             tokio::spawn(ready::run(
                 Arc::clone(&shared),
                 Arc::clone(&atlas),
@@ -393,8 +433,11 @@ impl Node {
                 health.clone(),
             ))
             .abort_handle(),
+            tokio::spawn(endpoints.run(wanted)).abort_handle(),
             tokio::spawn(watch_volume(Arc::clone(&shared))).abort_handle(),
             tokio::spawn(Arc::clone(&conductor).run()).abort_handle(),
+            tokio::spawn(deliver_born(lifecycle, born)).abort_handle(),
+            tokio::spawn(Arc::clone(&spread).sweep(Arc::clone(&calls))).abort_handle(),
         ];
         Ok(Self {
             shared,
@@ -406,6 +449,7 @@ impl Node {
             admin_addr,
             tasks,
             accepting,
+            _open: open,
             drain,
             clients,
             host,
@@ -519,6 +563,15 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
         .name(name.to_owned())
         .spawn(run)
         .map_err(NodeError::Thread)
+}
+
+/// Starts groups as they are cut off others.
+async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<GroupId>) {
+    while let Some(group) = born.recv().await {
+        if let Err(error) = lifecycle.born(group).await {
+            die("a shard that was cut off cannot be started", &error);
+        }
+    }
 }
 
 async fn watch_volume(shared: Arc<Shared>) {

@@ -127,7 +127,7 @@ impl Observer {
             last: view.raft.last,
             durable: self.shared.durable(group),
             peers: peers.collect(),
-            hibernating: view.hibernating,
+            hibernating: view.raft.hibernates,
             reads: view.raft.lease.reads.spec.clone(),
             territory: store.territory(),
             source: store.source(),

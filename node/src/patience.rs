@@ -4,14 +4,13 @@ use crate::atlas::Atlas;
 use crate::clock::Clock;
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::{GroupId, Now};
+use althing_shard::txn::{Order, RECOVER_AFTER};
 use althing_store::ops::{OpError, TxnId};
 use std::time::Duration;
 
 /// First wait before another try, doubled up to the largest: a lock is held for two commits, a seal for some more.
 const WAIT_MIN: Duration = Duration::from_millis(1);
 const WAIT_MAX: Duration = Duration::from_millis(20);
-/// How long a transaction may hold its locks before whoever waits for them asks what becomes of it: longer than any that is driven.
-const LOCK_PATIENCE: Duration = Duration::from_secs(1);
 
 /// What to do about a failed try.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -31,6 +30,10 @@ pub struct Patience {
     wait: Duration,
     /// When it first met a lock that is still there, and whose.
     locked: Option<(Now, TxnId)>,
+    /// Where it was last refused.
+    met_at: Option<GroupId>,
+    /// How its next transaction over several shards goes about them.
+    order: Order,
 }
 
 impl Patience {
@@ -42,7 +45,37 @@ impl Patience {
             end,
             wait: WAIT_MIN,
             locked: None,
+            met_at: None,
+            order: Order::Together,
         }
+    }
+
+    /// When it ends.
+    #[must_use]
+    pub fn end(&self) -> Now {
+        self.end
+    }
+
+    /// A shard refused it.
+    pub fn met(&mut self, group: GroupId) {
+        self.met_at = Some(group);
+    }
+
+    /// The shard that refused it last.
+    #[must_use]
+    pub fn met_at(&self) -> Option<GroupId> {
+        self.met_at
+    }
+
+    /// It was in conflict with another transaction: the next time it asks one shard after another, so that one of the two goes on.
+    pub fn take_turns(&mut self) {
+        self.order = Order::InTurn;
+    }
+
+    /// How to go about shards.
+    #[must_use]
+    pub fn order(&self) -> Order {
+        self.order
     }
 
     /// What is left.
@@ -88,7 +121,7 @@ impl Patience {
             let now = self.clock.now();
             match self.locked {
                 Some((since, by)) if by == txn => {
-                    if now.since(since) >= LOCK_PATIENCE {
+                    if now.since(since) >= RECOVER_AFTER {
                         self.locked = Some((now, txn));
                         next = Next::Recover(txn, coordinator);
                     }

@@ -68,17 +68,26 @@ fn unserved(shared: &Shared, chart: &Chart) -> Option<String> {
     if chart.state.version == 0 {
         return Some("waits for the first shard map, which the leader of group 0 makes".to_owned());
     }
-    for group in chart.groups_on(shared.me) {
+    if !chart.state.members.contains_key(&shared.me) {
+        return Some("waits for its place in the shard map".to_owned());
+    }
+    for group in chart.groups_for(shared.me) {
         match shared.soft(group) {
             None => return Some(format!("waits for a replica of shard {group}")),
             Some(soft) if !soft.config.voters.contains(&shared.me) => {
                 return Some(format!("waits for its vote in shard {group}"));
             }
-            Some(soft) if soft.leader.is_none() => return Some(format!("shard {group} has no leader")),
             Some(_) => {}
         }
     }
     None
+}
+
+/// A shard that nobody leads, as far as this member knows.
+fn leaderless(shared: &Shared, chart: &Chart) -> Option<String> {
+    let mut groups = chart.groups_for(shared.me).into_iter();
+    let group = groups.find(|group| shared.soft(*group).is_some_and(|soft| soft.leader.is_none()))?;
+    Some(format!("shard {group} has no leader"))
 }
 
 /// The first answer, before anybody can ask.
@@ -139,11 +148,22 @@ pub async fn run(shared: Arc<Shared>, atlas: Arc<Atlas>, keyspace: Arc<RoutedKey
                     .await
                 {
                     Ok(_) => {
-                        failures = 0;
                         wish_reads(&shared, &chart).await;
-                        Readiness {
-                            ready: true,
-                            reason: String::new(),
+                        match leaderless(&shared, &chart) {
+                            None => {
+                                failures = 0;
+                                Readiness {
+                                    ready: true,
+                                    reason: String::new(),
+                                }
+                            }
+                            Some(reason) => {
+                                failures += 1;
+                                Readiness {
+                                    ready: shared.readiness().ready && failures < FAILURES_MAX,
+                                    reason,
+                                }
+                            }
                         }
                     }
                     Err(error) => {

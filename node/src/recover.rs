@@ -2,12 +2,11 @@
 
 use crate::lifecycle::first_write;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::{GroupId, Index, LogPosition, Term};
+use althing_raft::ids::{GroupId, LogPosition};
 use althing_raft::io::Start;
+use althing_store::CHILD_BIRTH;
 use althing_wal::{GroupWrite, RecoveredGroup};
 
-/// Where a group stands that begins with a state (see `Start::after`).
-pub const SHARD_BIRTH: LogPosition = LogPosition { term: Term(1), index: Index(1) };
 
 /// What a group can start from: a log and a state that fit together.
 #[derive(Clone, Debug)]
@@ -16,6 +15,8 @@ pub struct Found {
     pub start: Start,
     /// To be written before the group starts: the state is a snapshot that the log does not know of yet.
     pub repair: Option<GroupWrite>,
+    /// The state is of a replica that has left: it is to be cleared.
+    pub stale_state: bool,
 }
 
 /// Why log and state cannot be started from.
@@ -60,11 +61,15 @@ pub fn judge(
     let Some(mut log) = log else {
         return if at.index.0 == 0 {
             Ok(None)
-        } else if at == SHARD_BIRTH {
+        } else if at == CHILD_BIRTH {
             // Its state is written before its log begins, and the crash came in between: it has promised nothing to anybody.
             let start = Start::after(applied);
             let repair = Some(first_write(group, &start));
-            Ok(Some(Found { start, repair }))
+            Ok(Some(Found {
+                start,
+                repair,
+                stale_state: false,
+            }))
         } else {
             Err(RecoverError::LogLost {
                 group,
@@ -78,6 +83,21 @@ pub fn judge(
             applied: at.index.0,
             log_start: log.log_start.index.0,
         });
+    }
+    if log.last() == LogPosition::default() && at.index.0 > 0 {
+        // A replica that leaves has its log emptied first and its state cleared afterwards, and the crash came in between. To start from
+        // the state would bring an old configuration back to life, without what this member has acknowledged since (and the state
+        // may be older than it was). The other way to get here, a first snapshot that the log has not been told of, loses nothing:
+        // nothing was acknowledged yet.
+        let start = Start {
+            hard_state: log.hard_state,
+            ..Start::default()
+        };
+        return Ok(Some(Found {
+            start,
+            repair: None,
+            stale_state: true,
+        }));
     }
     let mut repair = None;
     if at.index > log.last().index {
@@ -110,6 +130,7 @@ pub fn judge(
             entries,
         },
         repair,
+        stale_state: false,
     }))
 }
 
@@ -155,7 +176,7 @@ mod tests {
 
     #[test]
     fn a_state_within_the_log_starts_with_the_whole_log() {
-        let Ok(Some(Found { start, repair: None })) = judge(GROUP, Some(log(5, 9)), applied(2, 7)) else {
+        let Ok(Some(Found { start, repair: None, .. })) = judge(GROUP, Some(log(5, 9)), applied(2, 7)) else {
             panic!()
         };
         assert_eq!(
@@ -169,6 +190,7 @@ mod tests {
         let Ok(Some(Found {
             start,
             repair: Some(repair),
+            ..
         })) = judge(GROUP, Some(log(0, 3)), applied(2, 8))
         else {
             panic!()
@@ -195,5 +217,37 @@ mod tests {
             judge(GROUP, Some(log(5, 9)), applied(0, 0)),
             Err(RecoverError::StateLost { log_start: 5, .. })
         ));
+    }
+
+    #[test]
+    fn a_replica_that_left_does_not_come_back_by_the_state_that_a_crash_kept() {
+        let left = RecoveredGroup {
+            hard_state: HardState {
+                term: Term(7),
+                vote: Some(MemberId(2)),
+                ..HardState::default()
+            },
+            ..RecoveredGroup::default()
+        };
+        for state in [applied(5, 40), applied(1, 1)] {
+            let Ok(Some(found)) = judge(GROUP, Some(left.clone()), state) else {
+                panic!()
+            };
+            assert!(found.stale_state && found.repair.is_none() && found.start.is_blank());
+            assert_eq!(
+                (found.start.hard_state.term, found.start.hard_state.vote),
+                (Term(7), Some(MemberId(2))),
+                "it never votes twice in a term"
+            );
+        }
+    }
+
+    #[test]
+    fn a_shard_that_was_cut_off_begins_with_its_state_if_the_crash_came_before_its_log() {
+        let Ok(Some(found)) = judge(GROUP, None, applied(1, 1)) else {
+            panic!()
+        };
+        assert_eq!(found.start.log_start, CHILD_BIRTH);
+        assert_eq!(found.repair.map(|repair| repair.reset_to), Some(Some(CHILD_BIRTH)));
     }
 }

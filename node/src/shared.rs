@@ -12,7 +12,7 @@ use crate::threads::host::Job;
 use crate::threads::wal::WalJob;
 use crate::waiters::{Answer, Reader, Waiters};
 use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
-use althing_raft::io::{RequestId, Soft};
+use althing_raft::io::{RequestId, Role, Soft};
 use althing_raft::roster::Footprint;
 use althing_shard::host::{GroupView, REQUESTS_MAX};
 use althing_shard::{Done, Event, Refusal};
@@ -138,6 +138,17 @@ pub enum Failed {
     Stopped,
 }
 
+/// How many groups a node has.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct GroupCounts {
+    /// All.
+    pub all: usize,
+    /// Those that it leads.
+    pub led: usize,
+    /// Those whose leader it does not know.
+    pub leaderless: usize,
+}
+
 /// The inboxes of the threads.
 #[derive(Clone, Default)]
 pub struct Inboxes {
@@ -257,6 +268,17 @@ impl Shared {
         let known = durable.entry(group).or_default();
         if position.index > known.index {
             *known = position;
+        }
+    }
+
+    /// How many groups there are, and how they are.
+    #[must_use]
+    pub fn count_groups(&self) -> GroupCounts {
+        let soft = self.soft.read().unwrap_or_else(PoisonError::into_inner);
+        GroupCounts {
+            all: soft.len(),
+            led: soft.values().filter(|soft| soft.role == Role::Leader).count(),
+            leaderless: soft.values().filter(|soft| soft.leader.is_none()).count(),
         }
     }
 

@@ -4,7 +4,7 @@
 //! (propose, fsync, commit, apply) afterwards, from the moments that were noted on its way: no span crosses a thread.
 
 use crate::config::{Config, LogFormat};
-use crate::metrics::{Method, Metrics, Request, Shard};
+use crate::metrics::{Method, Metrics, Outcome, Proposal, Request, Shard};
 use crate::shared::Shared;
 use crate::waiters::Timeline;
 use althing_api::Observer;
@@ -19,6 +19,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use opentelemetry_sdk::propagation::TraceContextPropagator;
 use opentelemetry_sdk::trace::{Sampler, SdkTracer, SdkTracerProvider};
 use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -137,47 +138,47 @@ impl Telemetry {
         self.tracer.clone()
     }
 
-    /// Exports the node's most telling figures beside its traces.
-    pub fn export_metrics(&self, metrics: &Arc<Metrics>) {
+    /// Exports the node's most telling figures beside its traces, over all of its groups.
+    pub fn export_metrics(&self, shared: &Arc<Shared>) {
         let Some(meters) = &self.meters else { return };
         let meter = meters.meter("althing-node");
-        let shard = Shard { shard: 1 };
         macro_rules! gauge {
             ($name:literal, $read:expr) => {{
-                let (metrics, shard) = (Arc::clone(metrics), shard.clone());
-                let read: fn(&Metrics, &Shard) -> i64 = $read;
+                // The exporter outlives the node.
+                let shared = Arc::downgrade(shared);
+                let read: fn(&Shared) -> i64 = $read;
                 meter
                     .i64_observable_gauge($name)
-                    .with_callback(move |to| to.observe(read(&metrics, &shard), &[]))
+                    .with_callback(move |to| {
+                        if let Some(shared) = shared.upgrade() {
+                            to.observe(read(&shared), &[]);
+                        }
+                    })
                     .build();
             }};
         }
-        gauge!("althing.raft.leader", |metrics, shard| metrics
-            .raft_leader
-            .get_or_create(shard)
-            .get());
-        gauge!("althing.raft.has_leader", |metrics, shard| metrics
-            .raft_has_leader
-            .get_or_create(shard)
-            .get());
-        gauge!("althing.raft.term", |metrics, shard| metrics
-            .raft_term
-            .get_or_create(shard)
-            .get());
-        gauge!("althing.proposals.pending", |metrics, shard| metrics
-            .proposals_pending
-            .get_or_create(shard)
-            .get());
-        gauge!("althing.wal.bytes", |metrics, _| metrics.wal_bytes.get());
-        gauge!("althing.volume.free_bytes", |metrics, _| metrics.volume_free.get());
-        let applied = Arc::clone(metrics);
-        let outcome = crate::metrics::Proposal {
-            shard: 1,
-            outcome: crate::metrics::Outcome::applied,
-        };
+        gauge!("althing.groups", |shared| shared.count_groups().all as i64);
+        gauge!("althing.groups.led", |shared| shared.count_groups().led as i64);
+        gauge!("althing.groups.leaderless", |shared| shared.count_groups().leaderless
+            as i64);
+        gauge!("althing.proposals.pending", |shared| {
+            let labels = Shard { shard: 0 };
+            shared.metrics.proposals_pending.sum(labels, Gauge::get)
+        });
+        gauge!("althing.wal.bytes", |shared| shared.metrics.wal_bytes.get());
+        gauge!("althing.volume.free_bytes", |shared| shared.metrics.volume_free.get());
+        let applied = Arc::downgrade(shared);
         meter
             .u64_observable_counter("althing.proposals.applied")
-            .with_callback(move |to| to.observe(applied.proposals.get_or_create(&outcome).get(), &[]))
+            .with_callback(move |to| {
+                if let Some(shared) = applied.upgrade() {
+                    let labels = Proposal {
+                        shard: 0,
+                        outcome: Outcome::applied,
+                    };
+                    to.observe(shared.metrics.proposals.sum(labels, Counter::get), &[]);
+                }
+            })
             .build();
     }
 

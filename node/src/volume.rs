@@ -8,9 +8,8 @@ use crate::space::Ballast;
 use althing_raft::entry::HardState;
 use althing_raft::ids::GroupId;
 use althing_raft::io::Start;
-use althing_store::{KeySpan, Mvcc, Opened, Order, PageLimit, SledOptions, SledStore, StateStore, StoreError};
+use althing_store::{Mvcc, Opened, SledOptions, SledStore, StoreError, Sweep, groups, tidy};
 use althing_wal::{StdDisk, Wal};
-use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -85,6 +84,11 @@ impl Volume {
             };
             let start = found.start;
             repairs.extend(found.repair);
+            if found.stale_state {
+                tracing::warn!(%group, "a crash kept the state of a replica that left; it is cleared");
+                store.retire()?;
+                while store.compact_step()? == Sweep::More {}
+            }
             // Nothing but term and vote: it left this node, or never had an entry. Whoever wants it here opens it again.
             if start.is_blank() && group != GroupId::META {
                 retired.insert(group, start.hard_state);
@@ -118,7 +122,8 @@ fn open_stores(config: &Config) -> Result<(SledStore, BTreeMap<GroupId, Store>),
             tracing::error!(to = %path.display(), reason, "the state was damaged; it is rebuilt from the log");
         }
         let mut stores = BTreeMap::new();
-        for group in groups_of(&engine)? {
+        tidy(&engine)?;
+        for group in groups(&engine)? {
             stores.insert(group, Mvcc::open(engine.clone(), group)?);
         }
         Ok((engine, stores))
@@ -132,23 +137,4 @@ fn open_stores(config: &Config) -> Result<(SledStore, BTreeMap<GroupId, Store>),
         }
         Err(error) => Err(error.into()),
     }
-}
-
-/// The groups that an engine has something of: every key begins with its group's number.
-fn groups_of(engine: &SledStore) -> Result<Vec<GroupId>, StoreError> {
-    let first = PageLimit { rows: 1, bytes: 1 };
-    let mut span = KeySpan {
-        start: Bytes::new(),
-        end: None,
-    };
-    let mut groups = Vec::new();
-    while let Some((key, _)) = engine.scan(&span, Order::Forward, first)?.pop() {
-        let Some(number) = key.first_chunk().map(|bytes| u64::from_be_bytes(*bytes)) else {
-            break;
-        };
-        groups.push(GroupId(number));
-        let Some(next) = number.checked_add(1) else { break };
-        span.start = Bytes::copy_from_slice(&next.to_be_bytes());
-    }
-    Ok(groups)
 }

@@ -40,7 +40,8 @@ async fn set(nodes: &[Node], request: &ReadsRequest) {
 
 async fn reads(node: &Node) -> ReadsStatus {
     let shards = node.admin().shards().await.unwrap();
-    shards.shards[0].reads.clone().expect("this version tells")
+    let shard = shards.shards.iter().find(|shard| shard.id == 1).unwrap();
+    shard.reads.clone().expect("this version tells")
 }
 
 /// Waits until the member answers by itself, or until it does not.

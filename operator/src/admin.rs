@@ -3,9 +3,10 @@
 use std::time::Duration;
 
 use althing_admin::{
-    AddLearnerRequest, BootstrapRequest, ConfigGuard, MemberList, NodeStatus, Problem, ProblemReason,
-    TransferLeaderRequest, paths,
+    AddLearnerRequest, BootstrapRequest, ConfigGuard, KeyspaceRequest, LabelsRequest, LayoutStatus, MemberList,
+    NodeStatus, Problem, ProblemReason, TransferLeaderRequest, paths,
 };
+use reqwest::Method;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -15,6 +16,9 @@ const OBSERVE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// How long a change may take: it has to be committed by a quorum.
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(8);
+
+/// A request without a body.
+const NOTHING: Option<&()> = None;
 
 /// Why a node did not do it.
 #[derive(Debug, thiserror::Error)]
@@ -128,6 +132,46 @@ impl AdminClient {
         accepted(url, sent).await.map(drop)
     }
 
+    /// The whole layout, as this node has applied it.
+    pub(crate) async fn layout(&self, base: &str) -> Result<LayoutStatus, AdminError> {
+        self.get(base, paths::LAYOUT).await
+    }
+
+    /// Asks the meta group's leader to make or change a keyspace.
+    pub(crate) async fn put_keyspace(
+        &self,
+        base: &str,
+        name: &str,
+        request: &KeyspaceRequest,
+    ) -> Result<(), AdminError> {
+        self.change(
+            Method::PUT,
+            base,
+            &paths::KEYSPACE.replace("{name}", name),
+            Some(request),
+        )
+        .await
+    }
+
+    /// Asks the meta group's leader to end a keyspace.
+    pub(crate) async fn drop_keyspace(&self, base: &str, name: &str) -> Result<(), AdminError> {
+        self.change(Method::DELETE, base, &paths::KEYSPACE.replace("{name}", name), NOTHING)
+            .await
+    }
+
+    /// Asks the meta group's leader to have a member emptied, or to let it take replicas again.
+    pub(crate) async fn drain(&self, base: &str, id: &str, drain: bool) -> Result<(), AdminError> {
+        let method = if drain { Method::POST } else { Method::DELETE };
+        self.change(method, base, &paths::DRAIN.replace("{id}", id), NOTHING)
+            .await
+    }
+
+    /// Tells the meta group's leader where a member is.
+    pub(crate) async fn set_labels(&self, base: &str, id: &str, request: &LabelsRequest) -> Result<(), AdminError> {
+        self.change(Method::PUT, base, &paths::LABELS.replace("{id}", id), Some(request))
+            .await
+    }
+
     async fn get<T: DeserializeOwned>(&self, base: &str, path: &str) -> Result<T, AdminError> {
         let url = format!("{base}{path}");
         let sent = self.http.get(&url).timeout(OBSERVE_TIMEOUT).send().await;
@@ -136,9 +180,23 @@ impl AdminClient {
     }
 
     async fn post(&self, base: &str, path: &str, body: &impl Serialize) -> Result<(), AdminError> {
+        self.change(Method::POST, base, path, Some(body)).await
+    }
+
+    async fn change(
+        &self,
+        method: Method,
+        base: &str,
+        path: &str,
+        body: Option<&impl Serialize>,
+    ) -> Result<(), AdminError> {
         let url = format!("{base}{path}");
-        let sent = self.http.post(&url).timeout(CHANGE_TIMEOUT).json(body).send().await;
-        accepted(url, sent).await.map(drop)
+        let request = self.http.request(method, &url).timeout(CHANGE_TIMEOUT);
+        let request = match body {
+            Some(body) => request.json(body),
+            None => request,
+        };
+        accepted(url, request.send().await).await.map(drop)
     }
 }
 

@@ -5,18 +5,20 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use althing_crds::{RaftCluster, ValidatedCluster};
+use althing_plan::layout::claims::ports;
 use althing_plan::model::{Desired, Plan};
-use althing_plan::{ConditionKind, ConditionState, ConditionStatus, assess, explain, plan};
+use althing_plan::{ConditionKind, ConditionState, ConditionStatus, assess, explain, plan, spare};
 use kube::core::DeserializeGuard;
 use kube::runtime::controller::Action;
 use kube::{Api, ResourceExt};
 
+use crate::build::Follows;
 use crate::context::Context;
 use crate::error::{Cure, Error};
 use crate::execute::Executor;
 use crate::observe::{World, observe};
 use crate::update_status::{Findings, update};
-use crate::{apply, build};
+use crate::{apply, build, layout, placement};
 
 /// The kind, in metrics and keys.
 pub(crate) const KIND: &str = "RaftCluster";
@@ -142,8 +144,17 @@ async fn act(executor: &Executor<'_>, desired: &Desired, plan: &Plan) -> Result<
         ..
     } = executor;
     if !desired.deleting && !desired.paused {
-        apply::resources(context, cluster, &build::resources(cluster, voters(desired, world))).await?;
+        let claims = layout::claims(context, apply::namespace(cluster), &cluster.name).await?;
+        let follows = Follows {
+            voters: voters(desired, world),
+            spare: spare(&world.observed.groups),
+            ports: ports(&claims),
+        };
+        apply::resources(context, cluster, &build::resources(cluster, &follows)).await?;
         apply::claims(context, cluster, world).await?;
+        if let Ok(leader) = executor.leader() {
+            placement::tell(context, cluster, world, leader).await;
+        }
     }
     executor.run(desired, plan).await
 }

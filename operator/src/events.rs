@@ -1,6 +1,6 @@
 //! Events, on transitions only. An event that cannot be written is logged and nothing more: it must not hold up the work.
 
-use althing_crds::RaftCluster;
+use althing_crds::{RaftCluster, ShardLayout};
 use althing_plan::model::Step;
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
@@ -29,6 +29,21 @@ pub(crate) async fn step(context: &Context, cluster: &RaftCluster, step: &Step, 
         EventType::Normal,
         step.word(),
         step.word(),
+        note,
+    )
+    .await;
+}
+
+/// Something was done for a layout, or has become of its shards.
+pub(crate) async fn layout(context: &Context, layout: &ShardLayout, reason: &str, subject: &str, note: String) {
+    let action = format!("{reason} of {subject}");
+    publish(
+        context,
+        &layout.object_ref(&()),
+        None,
+        EventType::Normal,
+        reason,
+        &action,
         note,
     )
     .await;

@@ -4,7 +4,6 @@
 use althing_admin::{AddLearnerRequest, BootstrapRequest, ConfigGuard, TransferLeaderRequest};
 use althing_crds::{RaftCluster, ValidatedCluster, names};
 use althing_plan::model::{Desired, MemberId, Ordinal, Plan, Planned, Step};
-use althing_plan::view::SHARD;
 use k8s_openapi::api::core::v1::{PersistentVolumeClaim, Pod};
 use kube::api::{DeleteParams, PostParams, Preconditions};
 use kube::{Api, ResourceExt};
@@ -87,11 +86,21 @@ impl Executor<'_> {
             }
             Step::TransferLeader { from: _, to } => {
                 let request = TransferLeaderRequest { to: Some(to.0.clone()) };
+                let group = self.world.observed.consensus.as_ref().map(|consensus| consensus.group);
+                let group = group.ok_or_else(|| Error::Stale("there is no leader to ask".into()))?;
                 self.node(
                     "move leadership",
-                    self.context.admin.transfer(self.leader()?, SHARD, &request).await,
+                    self.context.admin.transfer(self.leader()?, group, &request).await,
                 )
             }
+            Step::Drain { member } => self.node(
+                "empty a member",
+                self.context.admin.drain(self.leader()?, &member.0, true).await,
+            ),
+            Step::Undrain { member } => self.node(
+                "let a member take replicas",
+                self.context.admin.drain(self.leader()?, &member.0, false).await,
+            ),
             Step::RemoveMember {
                 member,
                 expected_config_index,
@@ -193,7 +202,7 @@ impl Executor<'_> {
         })
     }
 
-    fn leader(&self) -> Result<&str, Error> {
+    pub(crate) fn leader(&self) -> Result<&str, Error> {
         let observed = &self.world.observed;
         let leader = observed.consensus.as_ref().map(|consensus| &consensus.leader);
         let at = observed

@@ -19,10 +19,11 @@ mod context;
 mod error;
 mod events;
 mod execute;
-mod layout_controller;
+mod layout;
 mod lease;
 mod metrics;
 mod observe;
+mod placement;
 #[cfg(test)]
 mod rbac;
 mod run;

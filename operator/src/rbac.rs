@@ -36,7 +36,8 @@ pub(crate) const RULES: [Rule; 8] = [
     Rule {
         group: "althing.dev",
         resources: &["shardlayouts"],
-        verbs: &["list", "watch"],
+        // Patched for the finalizer only.
+        verbs: &["get", "list", "patch", "watch"],
     },
     Rule {
         group: "althing.dev",
@@ -55,6 +56,14 @@ pub(crate) const RULES: [Rule; 8] = [
         verbs: &["create", "delete", "list", "patch", "watch"],
     },
 ];
+
+/// Rights beyond namespaces, where all of them are watched: the zone of a member's node. Without it, members are spread over
+/// nodes only.
+pub(crate) const NODE_RULE: Rule = Rule {
+    group: "",
+    resources: &["nodes"],
+    verbs: &["get"],
+};
 
 /// Rights in the operator's own namespace: the lease that elects one replica.
 pub(crate) const LEASE_RULE: Rule = Rule {
@@ -121,6 +130,11 @@ mod tests {
     #[test]
     fn the_chart_grants_exactly_what_is_used() {
         assert_eq!(chart("define \"althing.rules\"", "{{- end }}"), rights(&RULES));
+    }
+
+    #[test]
+    fn the_chart_grants_exactly_what_placement_needs() {
+        assert_eq!(chart("-nodes\n", "kind: ClusterRoleBinding"), rights(&[NODE_RULE]));
     }
 
     #[test]

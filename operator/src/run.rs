@@ -23,7 +23,7 @@ use crate::context::{Applied, Context};
 use crate::lease::Election;
 use crate::metrics::Metrics;
 use crate::settings::Settings;
-use crate::{cluster_controller, layout_controller, serve};
+use crate::{cluster_controller, layout, serve};
 
 /// Clusters that are reconciled at the same time. A turn is mostly waiting for members, so a few suffice; without a bound, a
 /// restart would start them all at once.
@@ -163,6 +163,15 @@ async fn clusters(context: &Arc<Context>, stopped: impl Future<Output = ()> + Se
     let controller = watched::<ConfigMap>(controller, context);
     let controller = watched::<ServiceAccount>(controller, context);
     let controller = watched::<PodDisruptionBudget>(controller, context);
+    // A layout's port is on the cluster's service.
+    let controller = controller.watches(
+        api::<DeserializeGuard<ShardLayout>>(context),
+        watcher::Config::default(),
+        |layout| {
+            let cluster = layout.0.as_ref().ok()?.spec.cluster_ref.name.clone();
+            Some(ObjectRef::new(&cluster).within(&layout.namespace()?))
+        },
+    );
     controller
         .graceful_shutdown_on(stopped)
         .run(
@@ -232,11 +241,7 @@ async fn layouts(context: &Arc<Context>, stopped: impl Future<Output = ()> + Sen
             },
         )
         .graceful_shutdown_on(stopped)
-        .run(
-            layout_controller::reconcile,
-            layout_controller::error_policy,
-            Arc::clone(context),
-        )
+        .run(layout::reconcile, layout::error_policy, Arc::clone(context))
         .for_each(|outcome| {
             if let Err(error) = outcome {
                 tracing::debug!(%error, "a turn ended with an error");

@@ -173,6 +173,8 @@ fn member(row: &MemberRow) -> MemberStatus {
         ready: row.ready,
         reason: row.reason.clone(),
         lag: row.lag.map(coarse),
+        replicas: row.replicas.map(|replicas| i32::try_from(replicas).unwrap_or(i32::MAX)),
+        draining: row.draining,
         node: row.host.clone(),
         version: row.version.clone(),
     }

@@ -35,17 +35,27 @@ fn the_api_server_refuses_what_the_rules_forbid_and_says_what_to_write() {
             "storageClassName",
         ),
         (
-            "more than one shard",
-            layout("many", "{clusterRef: {name: rules}, shards: 4}"),
-            "shards",
+            "too many shards",
+            layout("many", "{clusterRef: {name: rules}, shards: 1025}"),
+            "1024",
         ),
         (
-            "roster leases",
+            "a port of the members' own",
+            layout("port", "{clusterRef: {name: rules}, keyspace: audit, port: 2380}"),
+            "2379, 2380 or 2381",
+        ),
+        (
+            "dropping the default keyspace",
+            layout("drop", "{clusterRef: {name: rules}, deletionPolicy: Delete}"),
+            "default",
+        ),
+        (
+            "a lease that no mode takes",
             layout(
                 "lease",
-                "{clusterRef: {name: rules}, shards: 1, reads: {mode: RosterLease}}",
+                "{clusterRef: {name: rules}, reads: {mode: ReadIndex, leaseMillis: 500}}",
             ),
-            "ReadIndex",
+            "leaseMillis",
         ),
     ];
     for (what, manifest, word) in table {
@@ -57,6 +67,11 @@ fn the_api_server_refuses_what_the_rules_forbid_and_says_what_to_write() {
         .unwrap();
     let said = refused(&cluster, &layout("one", "{clusterRef: {name: other}, shards: 1}"));
     assert!(said.contains("clusterRef"), "{said}");
+    let said = refused(
+        &cluster,
+        &layout("one", "{clusterRef: {name: rules}, partitioning: {hash: {slots: 16}}}"),
+    );
+    assert!(said.contains("cannot change between range"), "{said}");
     cluster.wait_ready(1, CHANGE_LIMIT);
     cluster.delete();
 }

@@ -77,7 +77,7 @@ fn page(metrics: &[Metric], scrape: u64) -> String {
         let value = match (kind, name) {
             (Kind::Gauge, "up") => return String::new(),
             (Kind::Gauge, "althing_raft_voters") => 3,
-            (Kind::Gauge, "althing_raft_learners") => 0,
+            (Kind::Gauge, "althing_raft_learners" | "althing_groups_leaderless") => 0,
             (Kind::Gauge, _) => 1,
             (Kind::Counter, "althing_raft_leader_changes") => 1,
             (Kind::Counter | Kind::Histogram, _) => scrape,

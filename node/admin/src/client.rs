@@ -36,6 +36,18 @@ pub enum AdminError {
     },
 }
 
+impl AdminError {
+    /// Whether the node knows no such path: it is of a version that does not have it yet. Of a path that it has, it would say
+    /// what is missing there.
+    #[must_use]
+    pub fn unknown_path(&self) -> bool {
+        match self {
+            Self::Transport { source, .. } => source.status() == Some(reqwest::StatusCode::NOT_FOUND),
+            Self::Refused { .. } => false,
+        }
+    }
+}
+
 /// A client of one node's admin API. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct AdminClient {

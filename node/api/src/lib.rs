@@ -8,6 +8,7 @@
 //! retries nothing and keeps nothing between requests. Watches, leases, authentication and the JSON gateway are not
 //! here yet: their services are not registered, and clients get `Unimplemented`.
 
+mod door;
 pub mod errors;
 mod gather;
 pub mod health;
@@ -21,5 +22,6 @@ pub mod server;
 mod services;
 mod unary;
 
+pub use door::{Directory, Door, DoorKeeper};
 pub use observe::Observer;
-pub use server::{ClientServer, Limits, server};
+pub use server::{ClientServer, Limits, serve, server};

@@ -1,5 +1,6 @@
 //! All services on one port.
 
+use crate::door::Door;
 use crate::gather::Gather;
 use crate::health::{self, HealthSwitch};
 use crate::keyspace::Keyspace;
@@ -15,12 +16,12 @@ use http::Request;
 use hyper::body::Incoming;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
 use std::convert::Infallible;
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::{Code, Status};
 use tower::{Layer, Service};
@@ -77,7 +78,7 @@ pub struct ClientServer {
     rest: Observed<Routes>,
 }
 
-/// A server over a keyspace. The shell binds the port, sets `TCP_NODELAY`, hands connections to [`ClientServer::serve`], and
+/// A server over a keyspace. The shell binds the port, sets `TCP_NODELAY`, hands connections to [`serve`], and
 /// keeps the switch up to date. Health starts as not serving.
 pub async fn server(
     keyspace: Arc<dyn Keyspace>,
@@ -133,46 +134,65 @@ impl Call {
     }
 }
 
-impl ClientServer {
-    /// Serves connections until there are no more, or until `until`: then it finishes the requests under way. Connections and
-    /// requests run as tasks of the runtime that this runs on.
-    pub async fn serve(self, connections: impl Stream<Item = TcpStream>, until: impl Future<Output = ()>) {
-        let mut http = auto::Builder::new(TokioExecutor::new());
-        // HTTP/1 is for the probes; gRPC is HTTP/2.
-        http.http1().timer(TokioTimer::new());
-        http.http2()
-            .timer(TokioTimer::new())
-            // Nobody reads it in gRPC.
-            .auto_date_header(false)
-            .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
-            .initial_stream_window_size(STREAM_WINDOW)
-            .initial_connection_window_size(CONNECTION_WINDOW)
-            .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
-            .keep_alive_interval(KEEPALIVE.0)
-            .keep_alive_timeout(KEEPALIVE.1);
-        let all = GracefulShutdown::new();
-        let (mut connections, mut until) = (pin!(connections), pin!(until));
-        loop {
-            let socket = tokio::select! {
-                () = &mut until => break,
-                socket = connections.next() => match socket {
-                    Some(socket) => socket,
-                    None => break,
-                },
-            };
-            let connection = http
-                .serve_connection(Gather::new(TokioIo::new(socket)), self.clone())
-                .into_owned();
-            let connection = all.watch(connection);
-            tokio::spawn(async move {
-                if let Err(error) = connection.await {
-                    tracing::debug!(%error, "a client's connection ended");
+/// Serves connections, each by the door that it came in, until there are no more, or until `until`: then it finishes the requests
+/// under way. Connections and requests run as tasks of the runtime that this runs on.
+pub async fn serve(connections: impl Stream<Item = (TcpStream, Door)>, until: impl Future<Output = ()>) {
+    let mut http = auto::Builder::new(TokioExecutor::new());
+    // HTTP/1 is for the probes; gRPC is HTTP/2.
+    http.http1().timer(TokioTimer::new());
+    http.http2()
+        .timer(TokioTimer::new())
+        // Nobody reads it in gRPC.
+        .auto_date_header(false)
+        .max_concurrent_streams(MAX_CONCURRENT_STREAMS)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_pending_accept_reset_streams(MAX_PENDING_RESETS)
+        .keep_alive_interval(KEEPALIVE.0)
+        .keep_alive_timeout(KEEPALIVE.1);
+    // Each connection holds a receiver for as long as it lives.
+    let (end, ending) = watch::channel(false);
+    let (mut connections, mut until) = (pin!(connections), pin!(until));
+    loop {
+        let (socket, mut door) = tokio::select! {
+            () = &mut until => break,
+            arrived = connections.next() => match arrived {
+                Some(arrived) => arrived,
+                None => break,
+            },
+        };
+        let connection = http
+            .serve_connection(Gather::new(TokioIo::new(socket)), door.clone())
+            .into_owned();
+        let mut ending = ending.clone();
+        tokio::spawn(async move {
+            let mut connection = pin!(connection);
+            let ended = tokio::select! {
+                biased;
+                ended = connection.as_mut() => ended,
+                () = async {
+                    tokio::select! {
+                        // The other end dropped means the same.
+                        _ = ending.wait_for(|end| *end) => {}
+                        () = door.shut() => {}
+                    }
+                } => {
+                    connection.as_mut().graceful_shutdown();
+                    connection.await
                 }
-            });
-        }
-        all.shutdown().await;
+            };
+            if let Err(error) = ended {
+                tracing::debug!(%error, "a client's connection ended");
+            }
+        });
     }
+    drop(ending);
+    // Nobody is there any more if it fails.
+    let _ = end.send(true);
+    end.closed().await;
+}
 
+impl ClientServer {
     async fn call(self, call: Call, method: &'static str, request: Request<Incoming>) -> http::Response<Answer> {
         #[expect(
             clippy::disallowed_methods,

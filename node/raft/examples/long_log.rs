@@ -36,6 +36,7 @@ fn config() -> Config {
         uncommitted_bytes_max: usize::MAX,
         drift_ppm: 10_000,
         demote_after: Duration::from_millis(400),
+        hibernate_after: None,
         footprint: Footprint::unknown,
     }
 }

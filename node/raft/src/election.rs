@@ -37,6 +37,7 @@ impl Raft {
         self.role = Role::Follower;
         self.settle_role();
         self.leader = leader;
+        self.hibernation.asleep = false;
         self.stand_until = None;
         self.ballots.clear();
         self.progress.clear();
@@ -60,6 +61,7 @@ impl Raft {
             );
             self.become_follower(self.term, Some(leader));
         }
+        self.hibernation.asleep = false;
         self.last_contact = Some(self.now);
         self.reset_election_deadline();
     }
@@ -68,6 +70,8 @@ impl Raft {
     fn in_lease(&self) -> bool {
         match self.role {
             Role::Leader => true,
+            // Signs of life of the leader's node stand for heartbeats.
+            Role::Learner | Role::Follower if self.hibernation.asleep => true,
             Role::Learner | Role::Follower | Role::PreCandidate | Role::Candidate => {
                 self.leader.is_some()
                     && self
@@ -78,7 +82,9 @@ impl Raft {
     }
 
     pub(crate) fn tick(&mut self) {
-        if self.role == Role::Leader {
+        if self.hibernation.asleep {
+            // Only reads that wait for an answer are due here.
+        } else if self.role == Role::Leader {
             self.tick_leader();
         } else if self.election_deadline.is_some_and(|deadline| deadline <= self.now) {
             self.leader = None;
@@ -113,7 +119,7 @@ impl Raft {
             self.transfer = None;
         }
         if self.heartbeat_deadline <= self.now {
-            self.broadcast_heartbeat();
+            self.beat();
             self.repeat_roster();
             self.probe_stalled();
             self.note_progress();
@@ -136,6 +142,7 @@ impl Raft {
 
     fn campaign(&mut self, kind: Campaign) {
         self.leader = None;
+        self.hibernation.asleep = false;
         self.stand_until = None;
         self.last_contact = None;
         self.ballots.clear();
@@ -218,7 +225,8 @@ impl Raft {
             .map(|peer| (peer, Progress::new(next, self.now)))
             .collect();
         self.quorum_deadline = self.now.after(self.config.election_timeout);
-        self.heartbeat_deadline = self.now.after(self.config.heartbeat_interval);
+        self.heartbeat_deadline = self.next_beat();
+        self.stir();
         self.term_start = self.log.push(self.term, Payload::Noop);
         self.open_term();
         self.reads_gain_leadership();
@@ -232,6 +240,9 @@ impl Raft {
         );
         if message.to != self.config.id || message.from == self.config.id {
             return;
+        }
+        if self.hibernation.asleep {
+            self.stir_by(&message.body);
         }
         if let Body::Committed { position } = message.body {
             self.on_committed(position);
@@ -266,6 +277,9 @@ impl Raft {
             }
             Body::AppendRejected { rejected, hint } => self.on_append_rejected(from, rejected, hint),
             Body::Heartbeat { commit, round } => self.on_heartbeat(from, commit, round),
+            Body::Hibernate { commit, spell } => self.on_hibernate(from, commit, spell),
+            Body::Hibernating { spell } => self.on_hibernating(from, spell),
+            Body::Alive { .. } => {}
             Body::HeartbeatReply { round, stamp } => {
                 self.on_heartbeat_reply(from, round);
                 self.on_stamp(from, stamp);
@@ -301,12 +315,14 @@ impl Raft {
                 false
             }
             Body::PreVote { last } => {
+                self.hear_candidate(message.from);
                 if !self.in_lease() {
                     self.on_pre_vote(message.from, message.term, *last);
                 }
                 false
             }
             Body::Vote { transfer, .. } => {
+                self.hear_candidate(message.from);
                 if self.in_lease() && !transfer {
                     Mark::VoteRefusedInLease.hit();
                     return false;
@@ -314,7 +330,11 @@ impl Raft {
                 self.become_follower(message.term, None);
                 true
             }
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } | Body::Roster { .. } => {
+            Body::Append { .. }
+            | Body::Heartbeat { .. }
+            | Body::Hibernate { .. }
+            | Body::Snapshot { .. }
+            | Body::Roster { .. } => {
                 self.become_follower(message.term, Some(message.from));
                 true
             }
@@ -324,6 +344,7 @@ impl Raft {
             | Body::AppendAccepted { .. }
             | Body::AppendRejected { .. }
             | Body::HeartbeatReply { .. }
+            | Body::Hibernating { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
@@ -335,6 +356,7 @@ impl Raft {
                 self.become_follower(message.term, None);
                 true
             }
+            Body::Alive { .. } => false,
         }
     }
 
@@ -346,7 +368,11 @@ impl Raft {
                 self.send(message.from, Body::PreVoteReply { granted: false });
             }
             Body::Vote { .. } => self.send(message.from, Body::VoteReply { granted: false }),
-            Body::Append { .. } | Body::Heartbeat { .. } | Body::Snapshot { .. } | Body::Roster { .. } => {
+            Body::Append { .. }
+            | Body::Heartbeat { .. }
+            | Body::Hibernate { .. }
+            | Body::Snapshot { .. }
+            | Body::Roster { .. } => {
                 Mark::LowerTermLeaderAnswered.hit();
                 self.send(message.from, Body::HeartbeatReply { round: 0, stamp: None });
             }
@@ -358,13 +384,15 @@ impl Raft {
             | Body::AppendAccepted { .. }
             | Body::AppendRejected { .. }
             | Body::HeartbeatReply { .. }
+            | Body::Hibernating { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }
             | Body::Forward { .. }
             | Body::LeaseRequest { .. }
             | Body::LeaseGrant { .. }
-            | Body::Revoked { .. } => {}
+            | Body::Revoked { .. }
+            | Body::Alive { .. } => {}
         }
     }
 
@@ -437,6 +465,7 @@ impl Raft {
         if self.role != Role::Leader {
             return;
         }
+        self.stir();
         let target = to.or_else(|| {
             let voters = self.progress.iter().filter(|(member, progress)| {
                 self.members.voters.contains(member)

@@ -52,6 +52,14 @@ impl Raft {
     }
 
     pub(crate) fn read(&mut self, reads: Vec<(RequestId, Footprint)>) {
+        if self.hibernation.asleep && self.role == Role::Leader && Mutant::ReadAsleep.active() {
+            let index = self.commit;
+            return self
+                .out
+                .reads
+                .extend(reads.into_iter().map(|(request, _)| (request, index)));
+        }
+        self.stir();
         let open = self.gate_open() && self.follow_log();
         for (request, footprint) in reads {
             if self.reads.count >= READS_MAX {

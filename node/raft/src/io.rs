@@ -35,6 +35,8 @@ pub struct Config {
     pub drift_ppm: u32,
     /// Silence after which a responder no longer counts as one, so that writes go on; several heartbeats.
     pub demote_after: Duration,
+    /// A group with nothing to do for so long hibernates; several heartbeats. `None`: this member never agrees to it.
+    pub hibernate_after: Option<Duration>,
     /// Which keys a command writes. Pure, the same at every member and in every version, and never too little.
     pub footprint: fn(&Bytes) -> Footprint,
 }
@@ -86,7 +88,9 @@ impl Start {
     /// Whether it knows no entry and no state: at most a term and a vote.
     #[must_use]
     pub fn is_blank(&self) -> bool {
-        self.entries.is_empty() && self.log_start == LogPosition::default() && self.applied.position == LogPosition::default()
+        self.entries.is_empty()
+            && self.log_start == LogPosition::default()
+            && self.applied.position == LogPosition::default()
     }
 
     /// The birth of a group whose first and only voter is `member`. Its configuration is in the log, as every later one, so
@@ -158,6 +162,9 @@ pub enum Input {
     },
     /// Entries up to here may be dropped: they are applied and durable in the state machine.
     Compact(Index),
+    /// The peer's node shows no sign of life for an election timeout, or was started anew. Matters only while this member
+    /// hibernates.
+    Silent(MemberId),
     /// A connection to the peer broke: probe before streaming again.
     Unreachable(MemberId),
 }
@@ -277,6 +284,8 @@ pub struct View {
     pub first: Index,
     /// Bytes of the log in memory.
     pub log_bytes: usize,
+    /// Whether it hibernates: it sends nothing and no timer runs, until something comes.
+    pub hibernates: bool,
     /// Followers and learners, at the leader; empty elsewhere.
     pub progress: Vec<ProgressView>,
     /// Read leases.

@@ -269,6 +269,11 @@ impl Raft {
         }
     }
 
+    /// Whether this member is on its way to another roster, or to have its state durable.
+    pub(crate) fn lease_moves(&self) -> bool {
+        self.lease.pending.is_some() || self.lease.durable != self.lease.state
+    }
+
     /// Whether this member should hold promises now. Not after `TimeoutNow` has left (pitfalls P3 and P23).
     fn wants_lease(&self) -> Option<&Roster> {
         let roster = self.lease.roster.as_ref()?;
@@ -286,6 +291,7 @@ impl Raft {
             && self.members.contains(self.config.id)
             && self.lease.durable == self.lease.state
             && !self.lease.clock_back
+            && !self.hibernation.asleep
             && self.installing.is_none();
         (wanted && follows).then_some(roster)
     }
@@ -296,7 +302,7 @@ impl Raft {
         if !due || self.wants_lease().is_none() {
             return;
         }
-        self.lease.renew_at = Some(self.now.after(self.config.heartbeat_interval));
+        self.lease.renew_at = Some(self.next_beat());
         for peer in self.peers() {
             self.send(
                 peer,

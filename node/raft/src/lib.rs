@@ -14,7 +14,9 @@
 //! 3. Apply [`io::Output::apply`] in order, and say [`io::Input::Applied`]. A read of [`io::Output::reads`] may be served once that index is
 //!    applied.
 //! 4. Say [`io::Input::Tick`] when [`io::Output::next_deadline`] comes; a late tick is harmless, a missing one stops elections.
-//! 5. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
+//! 5. Where groups may hibernate ([`io::Config::hibernate_after`]): watch the nodes of their members, and say [`io::Input::Silent`] of each
+//!    that shows no sign of life for an election timeout, or that is started anew.
+//! 6. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
 //!
 //! # What is absent
 //! Ticks (deadlines instead), many groups (`althing-shard`), the log's disk format (`althing-wal`), and what keys and values
@@ -24,6 +26,7 @@ mod config;
 mod election;
 pub mod entry;
 mod gate;
+mod hibernate;
 pub mod ids;
 pub mod io;
 mod lease;

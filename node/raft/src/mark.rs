@@ -83,6 +83,16 @@ marks! {
     ReadAnsweredLate,
     /// A read was given up by the core: nobody led for long.
     ReadGivenUp,
+    /// A group fell asleep at its leader: everybody had agreed.
+    Hibernated,
+    /// A leader that hibernated was wanted.
+    LeaderWoke,
+    /// A member that hibernated learnt that its leader leads no more.
+    FollowerWokeWithoutLeader,
+    /// A node that groups trust in fell silent.
+    NodeSilent,
+    /// A node that groups trusted in was started anew.
+    NodeRestarted,
     /// The host holds a proposal again that the core did not take.
     ProposalHeldAgain,
     /// A request's leader fell, and nobody knows what became of it.

@@ -16,6 +16,7 @@ pub const PROMOTE_LAG_MAX: u64 = 1_000;
 
 impl Raft {
     pub(crate) fn propose_config(&mut self, request: RequestId, change: ConfigChange) {
+        self.stir();
         match self.check_config(&change) {
             Ok(()) => {
                 self.log.push(self.term, Payload::Config(change));

@@ -88,6 +88,24 @@ pub enum Body {
         /// As in `AppendAccepted`. A leader tells its roster again to whoever does not name the present one.
         stamp: Option<Epoch>,
     },
+    /// A heartbeat of a leader that has nothing to do, as far as it knows: "hibernate if you have nothing to do either."
+    Hibernate {
+        /// The leader's commit index: the end of its log, and of the receiver's.
+        commit: Index,
+        /// Names the time since the leader last had something to do.
+        spell: u64,
+    },
+    /// Answer to `Hibernate`: the sender does so from now on, until it hears of its leader.
+    Hibernating {
+        /// As offered.
+        spell: u64,
+    },
+    /// "This node is there": a sign of life for all groups that hibernate, between nodes and not between members of a group. The core never
+    /// sees one.
+    Alive {
+        /// Drawn at random at the sender's boot: what it led before, it leads no more.
+        boot: u64,
+    },
     /// "A snapshot for you is on its way": the bytes travel outside the core.
     Snapshot {
         /// What it covers.

@@ -42,6 +42,7 @@ impl Raft {
     }
 
     pub(crate) fn propose_reads(&mut self, request: RequestId, change: ReadsChange) {
+        self.stir();
         let valid = self.validate_reads(&change.spec);
         if self.role != Role::Leader {
             self.drop_request(request, DropReason::NotLeader);
@@ -199,6 +200,18 @@ impl Raft {
             self.send(peer, Body::Roster { roster: roster.clone() });
         }
         self.see_roster(roster);
+    }
+
+    /// Whether everybody takes part in the roster that there should be.
+    pub(crate) fn roster_settled(&self) -> bool {
+        let Some(minted) = &self.minted else {
+            return self.reads_state.index == Index::ZERO;
+        };
+        let epoch = Some(minted.roster.ballot.epoch);
+        let as_wished = minted.spec == self.reads_state.index
+            && minted.roster.config == self.members.index
+            && minted.roster.responders() == responders_of(&self.wanted_ranges());
+        as_wished && self.stamp() == epoch && self.progress.values().all(|progress| progress.said == epoch)
     }
 
     /// Tells the roster again to those who do not name it.

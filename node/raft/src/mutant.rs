@@ -110,6 +110,14 @@ mutants! {
     ShowUncovered,
     /// A promise counts although its time is over (defect D5).
     IgnoreExpiry,
+    /// A leader hibernates although a follower lacks something.
+    HibernateWithLaggard,
+    /// A leader hibernates before everybody has agreed.
+    HibernateUnasked,
+    /// Members that hibernate do not mind that their leader's node is silent (pitfall P26).
+    SleepThroughSilence,
+    /// A leader that hibernates answers reads without a round.
+    ReadAsleep,
     /// A member takes what an earlier process of its own proposed for its own request.
     AnswerOfAnotherBoot,
     /// What a lost leader may have replicated is reported as certainly refused.
@@ -131,6 +139,12 @@ impl Mutant {
     #[must_use]
     pub fn of_leases(self) -> bool {
         (Self::SkipQuarantine..=Self::IgnoreExpiry).contains(&self)
+    }
+
+    /// Whether it is a rule of hibernation.
+    #[must_use]
+    pub fn of_hibernation(self) -> bool {
+        (Self::HibernateWithLaggard..=Self::ReadAsleep).contains(&self)
     }
 
     /// Whether this rule is broken on the present thread.

@@ -2,6 +2,7 @@
 
 use crate::entry::{ConfigState, Entry, HardState, LeaseState, Payload, SnapshotMeta};
 use crate::gate::Gate;
+use crate::hibernate::Hibernation;
 use crate::ids::{Index, LogPosition, MemberId, Now, Term};
 use crate::io::{
     Config, DropReason, Input, Output, Persist, PersistSeq, ProgressView, RequestId, Role, Soft, Start, View,
@@ -83,6 +84,7 @@ pub struct Raft {
     pub(crate) demoted_at: Option<Now>,
     /// What this follower last acknowledged to the leader of the present term.
     pub(crate) acknowledged: Index,
+    pub(crate) hibernation: Hibernation,
 
     hard_state_written: HardState,
     persist_next: PersistSeq,
@@ -177,6 +179,7 @@ impl Raft {
             review_due: false,
             demoted_at: None,
             acknowledged: Index::ZERO,
+            hibernation: Hibernation::new(now),
             hard_state_written: start.hard_state,
             persist_next: PersistSeq(1),
             persisted: PersistSeq(0),
@@ -225,6 +228,7 @@ impl Raft {
             Input::Installed(meta) => self.on_installed(meta),
             Input::SnapshotSent { to, covered } => self.on_snapshot_sent(to, covered),
             Input::Compact(index) => self.log.compact(index.min(self.applied)),
+            Input::Silent(peer) => self.on_silent(peer),
             Input::Unreachable(peer) => self.on_unreachable(peer),
         }
         self.finish()
@@ -233,7 +237,9 @@ impl Raft {
     /// When `Input::Tick` is due next.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Now> {
-        let role = if self.role == Role::Leader {
+        let role = if self.hibernation.asleep {
+            None
+        } else if self.role == Role::Leader {
             let transfer = self.transfer.map_or(self.quorum_deadline, |transfer| transfer.deadline);
             let demotion = self.demotion_deadline().unwrap_or(self.quorum_deadline);
             let beat = self.heartbeat_deadline.min(self.quorum_deadline);
@@ -268,6 +274,7 @@ impl Raft {
             last: self.log.last(),
             first: self.log.first_index(),
             log_bytes: self.log.bytes(),
+            hibernates: self.hibernates(),
             progress,
             lease: self.lease_view(),
         }
@@ -309,6 +316,19 @@ impl Raft {
             term: self.term,
             config: self.members.clone(),
         }
+    }
+
+    /// The next heartbeat. The groups of a node beat together, so that what they say to one peer leaves as one piece.
+    pub(crate) fn next_beat(&self) -> Now {
+        let interval = u64::try_from(self.config.heartbeat_interval.as_nanos())
+            .unwrap_or(u64::MAX)
+            .max(1);
+        let passed = Now(self.now.0 - self.now.0 % interval);
+        passed.after(self.config.heartbeat_interval)
+    }
+
+    pub(crate) fn writes_under_way(&self) -> bool {
+        !self.writes.is_empty() || self.log.has_unwritten()
     }
 
     pub(crate) fn is_voter(&self) -> bool {

@@ -87,6 +87,11 @@ impl Reads {
         given_up.into_iter().chain(again).min()
     }
 
+    /// Whether peers wait for an index.
+    pub(crate) fn asks_wait(&self) -> bool {
+        !self.peers_waiting.is_empty() || !self.rounds.is_empty()
+    }
+
     fn requeue_asked(&mut self) {
         for asked in std::mem::take(&mut self.asked) {
             self.waiting.extend(asked.requests);
@@ -103,6 +108,7 @@ impl Raft {
     }
 
     pub(crate) fn on_read_index(&mut self, from: MemberId, request: u64) {
+        self.stir();
         if self.role == Role::Leader && self.reads.peers_waiting.len() < PEER_ASKS_MAX {
             self.reads.peers_waiting.push((from, request));
         } else {

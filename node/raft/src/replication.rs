@@ -16,6 +16,7 @@ impl Raft {
     }
 
     pub(crate) fn propose(&mut self, commands: Vec<(RequestId, Bytes)>) {
+        self.stir();
         let requests = || commands.iter().map(|(request, _)| *request).collect::<Vec<_>>();
         match (self.role, self.leader) {
             (Role::Leader, _) if self.transfer.is_some() => {
@@ -53,6 +54,7 @@ impl Raft {
             Mark::ForwardDropped.hit();
             return;
         }
+        self.stir();
         let mut room = self
             .config
             .uncommitted_bytes_max
@@ -111,7 +113,7 @@ impl Raft {
     }
 
     pub(crate) fn broadcast_heartbeat(&mut self) {
-        self.heartbeat_deadline = self.now.after(self.config.heartbeat_interval);
+        self.heartbeat_deadline = self.next_beat();
         let round = self.reads.newest_round();
         let told = self.commit_to_tell();
         for peer in self.peers() {

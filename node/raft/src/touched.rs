@@ -153,6 +153,7 @@ mod tests {
             uncommitted_bytes_max: 1,
             drift_ppm: 10_000,
             demote_after: Duration::from_millis(400),
+            hibernate_after: None,
             footprint,
         }
     }

@@ -8,8 +8,9 @@
 //! `HelloReply`; after that come `Messages` in one direction, or calls in one direction and their answers in the other, or a snapshot. One frame holds messages of all groups. Decoding takes
 //! nothing on trust: lengths are checked before anything is sliced or reserved.
 
+use crate::beat_frame::{encode_piece, together};
 use crate::fields::{get_bool, get_text, get_u8, get_u64, need, put_text};
-use crate::message_frame::{decode_message, decode_meta, decode_meta_reads, encode_message, encode_meta};
+use crate::message_frame::{decode_messages, decode_meta, decode_meta_reads, encode_meta};
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId, Term};
 use althing_raft::message::Message;
@@ -214,7 +215,7 @@ impl Header {
             MESSAGES => {
                 let mut messages = Vec::new();
                 while !buf.is_empty() {
-                    messages.push(decode_message(buf)?);
+                    decode_messages(buf, &mut messages)?;
                 }
                 Frame::Messages(messages)
             }
@@ -234,8 +235,8 @@ impl Header {
             SNAPSHOT_CHUNK => Frame::SnapshotChunk(buf.split_to(buf.len())),
             SNAPSHOT_END => Frame::SnapshotEnd,
             SNAPSHOT_REPLY => Frame::SnapshotReply(get_text(buf, "reason")?),
-            CALL => Frame::Call(decode_piece(buf)?),
-            ANSWER => Frame::Answer(decode_piece(buf)?),
+            CALL => Frame::Call(decode_part(buf)?),
+            ANSWER => Frame::Answer(decode_part(buf)?),
             NO_ANSWER => Frame::NoAnswer {
                 id: get_u64(buf, "call")?,
                 reason: get_text(buf, "reason")?,
@@ -319,7 +320,12 @@ impl Frame {
                 out.put_u64_le(value);
             }),
             Self::Messages(messages) => seal(MESSAGES, &|out| {
-                messages.iter().for_each(|message| encode_message(message, out))
+                let mut rest = &messages[..];
+                while !rest.is_empty() {
+                    let (piece, others) = rest.split_at(together(rest));
+                    encode_piece(piece, out);
+                    rest = others;
+                }
             }),
             Self::SnapshotHead(head) => {
                 let plain = head.meta.reads == ReadsState::default();
@@ -334,8 +340,8 @@ impl Frame {
             Self::SnapshotChunk(bytes) => seal(SNAPSHOT_CHUNK, &|out| out.put_slice(bytes)),
             Self::SnapshotEnd => seal(SNAPSHOT_END, &|_| {}),
             Self::SnapshotReply(reason) => seal(SNAPSHOT_REPLY, &|out| put_text(reason, out)),
-            Self::Call(piece) => seal(CALL, &|out| encode_piece(piece, out)),
-            Self::Answer(piece) => seal(ANSWER, &|out| encode_piece(piece, out)),
+            Self::Call(piece) => seal(CALL, &|out| encode_part(piece, out)),
+            Self::Answer(piece) => seal(ANSWER, &|out| encode_part(piece, out)),
             Self::NoAnswer { id, reason } => seal(NO_ANSWER, &|out| {
                 out.put_u64_le(*id);
                 put_text(reason, out);
@@ -356,9 +362,12 @@ pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
             frames.push(seal(MESSAGES, |out| out.unsplit(body.split())));
         }
     };
-    for message in messages {
+    let mut rest = messages;
+    while !rest.is_empty() {
         let start = body.len();
-        encode_message(message, &mut body);
+        let (piece, others) = rest.split_at(together(rest));
+        rest = others;
+        encode_piece(piece, &mut body);
         if body.len() - start > BODY_BYTES_MAX {
             body.truncate(start);
             too_long += 1;
@@ -375,14 +384,14 @@ pub fn messages_to_frames(messages: &[Message]) -> (Vec<Bytes>, usize) {
     (frames, too_long)
 }
 
-fn encode_piece(piece: &Piece, out: &mut BytesMut) {
+fn encode_part(piece: &Piece, out: &mut BytesMut) {
     out.reserve(piece.body.len() + 9);
     out.put_u64_le(piece.id);
     out.put_u8(u8::from(piece.last));
     out.put_slice(&piece.body);
 }
 
-fn decode_piece(buf: &mut Bytes) -> Result<Piece, FrameError> {
+fn decode_part(buf: &mut Bytes) -> Result<Piece, FrameError> {
     Ok(Piece {
         id: get_u64(buf, "call")?,
         last: get_bool(buf)?,

@@ -1,5 +1,5 @@
 use super::*;
-use crate::message_frame::{APPEND, FORWARD, SNAPSHOT};
+use crate::message_frame::{APPEND, FORWARD, SNAPSHOT, encode_message};
 use althing_raft::entry::{ConfigChange, ConfigState, ConfigStep, Entry, Payload};
 use althing_raft::ids::{Epoch, Index, LogPosition, Now};
 use althing_raft::message::Body;
@@ -164,6 +164,8 @@ fn body() -> impl Strategy<Value = Body> {
         }),
         meta().prop_map(|meta| Body::Snapshot { meta }),
         Just(Body::TimeoutNow),
+        beat(),
+        any::<u64>().prop_map(|boot| Body::Alive { boot }),
         any::<u64>().prop_map(|request| Body::ReadIndex { request }),
         (any::<u64>(), any::<Option<u64>>()).prop_map(|(request, index)| Body::ReadIndexReply {
             request,
@@ -289,8 +291,60 @@ proptest! {
         encode_message(&message, &mut out);
         let mut cut = out.freeze();
         cut.truncate(keep.index(cut.len()));
-        prop_assert!(decode_message(&mut cut).is_err());
+        prop_assert!(decode_messages(&mut cut, &mut Vec::new()).is_err());
     }
+
+    #[test]
+    fn heartbeats_of_many_groups_say_once_who_speaks(groups in vec((any::<u64>(), beat()), 2..50)) {
+        let beats: Vec<Message> = groups
+            .into_iter()
+            .map(|(group, body)| {
+                let (group, term) = (GroupId(group), Term(group % 5));
+                Message { group, from: MemberId(1), to: MemberId(2), term, body }
+            })
+            .collect();
+        let (frames, lost) = messages_to_frames(&beats);
+        prop_assert_eq!((frames.len(), lost), (1, 0));
+        // Head and count, then group, term, tag and at most two numbers each.
+        prop_assert!(frames[0].len() <= HEADER_BYTES + 37 + beats.len() * 33);
+        prop_assert_eq!(read(&frames[0]), Ok(Frame::Messages(beats)));
+    }
+}
+
+/// What a group says at every beat.
+fn beat() -> impl Strategy<Value = Body> {
+    prop_oneof![
+        any::<(u64, u64)>().prop_map(|(commit, round)| Body::Heartbeat {
+            commit: Index(commit),
+            round
+        }),
+        any::<(u64, Option<u64>)>().prop_map(|(round, stamp)| Body::HeartbeatReply {
+            round,
+            stamp: stamp.map(Epoch)
+        }),
+        any::<(u64, u64)>().prop_map(|(commit, spell)| Body::Hibernate {
+            commit: Index(commit),
+            spell
+        }),
+        any::<u64>().prop_map(|spell| Body::Hibernating { spell }),
+    ]
+}
+
+#[test]
+fn only_heartbeats_stand_in_a_piece_of_heartbeats() {
+    let mut body = BytesMut::new();
+    for number in [0_u64, 1, 2, 0] {
+        body.put_u64_le(number);
+    }
+    body.put_u8(28);
+    body.put_u32_le(1);
+    body.put_u64_le(7);
+    body.put_u64_le(3);
+    // A `TimeoutNow` would not hurt; but a piece that holds what it must not is not what it says it is.
+    body.put_u8(11);
+    let error = decode_messages(&mut body.freeze(), &mut Vec::new());
+    let (what, tag) = ("heartbeats", 11);
+    assert_eq!(error, Err(CodecError::Tag { what, tag }.into()));
 }
 
 #[test]

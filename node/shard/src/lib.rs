@@ -12,6 +12,7 @@
 //! Beside the host: [`envelope`] names who proposed a command, [`frame`] is the peers' wire format, [`book`] knows where
 //! members live.
 
+mod beat_frame;
 pub mod book;
 pub mod conductor;
 pub mod effect;
@@ -20,8 +21,8 @@ mod fields;
 pub mod frame;
 pub mod host;
 mod lease_frame;
-mod message_frame;
 pub mod map;
+mod message_frame;
 pub mod meta;
 mod pending;
 pub mod placement;

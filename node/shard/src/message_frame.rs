@@ -1,5 +1,6 @@
 //! Raft's messages as bytes: bodies of `Messages` in [`crate::frame`].
 
+use crate::beat_frame;
 use crate::fields::{get_bool, get_count, get_u8, get_u64, need, put_count};
 use crate::frame::FrameError;
 use crate::lease_frame;
@@ -39,7 +40,11 @@ pub(crate) fn encode_message(message: &Message, out: &mut BytesMut) {
     out.put_u64_le(message.from.0);
     out.put_u64_le(message.to.0);
     out.put_u64_le(message.term.0);
-    match &message.body {
+    encode_body(&message.body, out);
+}
+
+pub(crate) fn encode_body(body: &Body, out: &mut BytesMut) {
+    match body {
         Body::PreVote { last } => {
             out.put_u8(PRE_VOTE);
             codec::encode_position(*last, out);
@@ -103,6 +108,9 @@ pub(crate) fn encode_message(message: &Message, out: &mut BytesMut) {
             out.put_u64_le(*round);
             out.put_u64_le(stamp.0);
         }
+        Body::Hibernate { commit, spell } => beat_frame::encode_hibernate(*commit, *spell, out),
+        Body::Hibernating { spell } => beat_frame::encode_hibernating(*spell, out),
+        Body::Alive { boot } => beat_frame::encode_alive(*boot, out),
         Body::Snapshot { meta } => {
             let plain = meta.reads == ReadsState::default();
             out.put_u8(if plain { SNAPSHOT } else { SNAPSHOT_READS });
@@ -144,12 +152,29 @@ pub(crate) fn encode_message(message: &Message, out: &mut BytesMut) {
     }
 }
 
-pub(crate) fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
+/// Reads one message, or many that were written as one piece.
+pub(crate) fn decode_messages(buf: &mut Bytes, into: &mut Vec<Message>) -> Result<(), FrameError> {
     let group = GroupId(get_u64(buf, "message")?);
     let from = MemberId(get_u64(buf, "message")?);
     let to = MemberId(get_u64(buf, "message")?);
     let term = Term(get_u64(buf, "message")?);
-    let body = match get_u8(buf, "message")? {
+    if buf.first() == Some(&beat_frame::BEATS) {
+        buf.advance(1);
+        return beat_frame::decode_together(from, to, buf, into);
+    }
+    let body = decode_body(buf)?;
+    into.push(Message {
+        group,
+        from,
+        to,
+        term,
+        body,
+    });
+    Ok(())
+}
+
+pub(crate) fn decode_body(buf: &mut Bytes) -> Result<Body, FrameError> {
+    Ok(match get_u8(buf, "message")? {
         PRE_VOTE => Body::PreVote {
             last: codec::decode_position(buf)?,
         },
@@ -205,6 +230,7 @@ pub(crate) fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
             meta: decode_meta_reads(buf)?,
         },
         tag @ lease_frame::ROSTER..=lease_frame::REVOKED => lease_frame::decode(tag, buf)?,
+        tag @ beat_frame::HIBERNATE..=beat_frame::ALIVE => beat_frame::decode(tag, buf)?,
         TIMEOUT_NOW => Body::TimeoutNow,
         READ_INDEX => Body::ReadIndex {
             request: get_u64(buf, "read index")?,
@@ -229,13 +255,6 @@ pub(crate) fn decode_message(buf: &mut Bytes) -> Result<Message, FrameError> {
             Body::Forward { commands }
         }
         tag => return Err(CodecError::Tag { what: "message", tag }.into()),
-    };
-    Ok(Message {
-        group,
-        from,
-        to,
-        term,
-        body,
     })
 }
 

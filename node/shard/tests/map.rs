@@ -351,7 +351,7 @@ impl Group {
             ..SnapshotMeta::default()
         };
         let command = Command::Txn(change.clone().into_txn(expected));
-        let mut results = self.0.apply(&[ApplyItem::Command { command, stamp: None }], meta).unwrap();
+        let mut results = self.0.apply(&[ApplyItem::unstamped(command)], meta).unwrap();
         match results.remove(0).unwrap().result.unwrap() {
             OpResult::Txn { succeeded, .. } => succeeded,
             other => panic!("{other:?}"),

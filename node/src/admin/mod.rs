@@ -3,7 +3,9 @@
 mod page;
 mod reads;
 mod routes;
+mod scrape;
 
+use crate::conductor::Conductor;
 use crate::node::Joiner;
 use crate::shared::Shared;
 use althing_admin::paths;
@@ -17,11 +19,16 @@ use tokio::net::TcpListener;
 struct Context {
     shared: Arc<Shared>,
     joiner: Arc<Joiner>,
+    conductor: Arc<Conductor>,
 }
 
 /// Serves until the task is aborted: an operator watches a node go down through it.
-pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>) {
-    let router = router(Context { shared, joiner });
+pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>, conductor: Arc<Conductor>) {
+    let router = router(Context {
+        shared,
+        joiner,
+        conductor,
+    });
     if let Err(error) = axum::serve(socket, router).await {
         tracing::error!(%error, "the admin port failed");
     }
@@ -34,7 +41,7 @@ fn router(context: Context) -> Router {
         .route(paths::OPENAPI, get(page::openapi))
         .route(paths::HEALTHZ, get(routes::healthz))
         .route(paths::READYZ, get(routes::readyz))
-        .route(paths::METRICS, get(routes::metrics))
+        .route(paths::METRICS, get(scrape::metrics))
         .route(paths::STATUS, get(routes::status))
         .route(paths::BOOTSTRAP, post(routes::bootstrap))
         .route(paths::MEMBERS, get(routes::members).post(routes::add_learner))

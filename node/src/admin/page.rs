@@ -1,6 +1,6 @@
 //! The OpenAPI document, and a page for people that renders it without anything from elsewhere.
 
-use super::{reads, routes};
+use super::{reads, routes, scrape};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use utoipa::OpenApi;
@@ -15,7 +15,7 @@ use utoipa::OpenApi;
     paths(
         routes::healthz,
         routes::readyz,
-        routes::metrics,
+        scrape::metrics,
         routes::status,
         routes::bootstrap,
         routes::members,

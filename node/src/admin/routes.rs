@@ -2,8 +2,8 @@
 
 use super::Context;
 use super::reads::reads_status;
+use crate::conductor::ConductError;
 use crate::members::MemberInfo;
-use crate::metrics::{CONTENT_TYPE, Keyspace, Shard, ShardPeer};
 use crate::node::NodeError;
 use crate::shared::{Failed, Shared};
 use althing_admin::{
@@ -12,12 +12,12 @@ use althing_admin::{
 };
 use althing_raft::entry::ConfigStep;
 use althing_raft::ids::{GroupId, Index, MemberId};
-use althing_shard::host::GroupView;
+use althing_raft::io::Role;
+use althing_shard::map::MemberState;
 use althing_shard::{Done, Event, Refusal};
-use althing_store::StoreSize;
 use axum::Json;
 use axum::extract::{Path, Query, State};
-use axum::http::{StatusCode, header};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use bytes::Bytes;
 use serde::Deserialize;
@@ -164,103 +164,18 @@ pub(super) async fn readyz(State(context): State<Context>) -> Response {
     }
 }
 
-/// Metrics for Prometheus
-#[utoipa::path(get, path = paths::METRICS, responses((status = 200, description = "OpenMetrics text", body = String)))]
-pub(super) async fn metrics(State(context): State<Context>) -> Response {
-    let shared = &context.shared;
-    // A series of a peer that left, or of a time as leader, would look like lag for ever.
-    shared.metrics.raft_peer_lag.clear();
-    for (group, view) in shared.views().await {
-        set_gauges(shared, group, &view);
-    }
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    let size = total_size(shared);
-    shared.metrics.store_bytes.set(number(size.on_disk));
-    shared.metrics.store_bytes_in_use.set(number(size.in_use));
-    shared.metrics.store_keys.set(number(size.keys));
-    if let Some(store) = shared.groups.get(GroupId::FIRST_SHARD) {
-        shared
-            .metrics
-            .store_revision
-            .get_or_create(&Keyspace { keyspace: "default" })
-            .set(store.current_revision().0);
-    }
-    ([(header::CONTENT_TYPE, CONTENT_TYPE)], shared.metrics.text()).into_response()
-}
-
-/// Sizes of all groups together; the engine's file is theirs in common.
-fn total_size(shared: &Shared) -> StoreSize {
-    let mut total = StoreSize::default();
-    for (group, store) in shared.groups.all() {
-        match tokio::task::block_in_place(|| store.size()) {
-            Ok(size) => {
-                total.on_disk = size.on_disk;
-                total.in_use += size.in_use;
-                // The shard map's own rows are not anybody's keys.
-                if group != GroupId::META {
-                    total.keys += size.keys;
-                    total.revisions += size.revisions;
-                }
-            }
-            Err(error) => tracing::warn!(%group, %error, "the store does not say its size"),
-        }
-    }
-    total
-}
-
-fn set_gauges(shared: &Shared, group: GroupId, view: &GroupView) {
-    let (metrics, labels) = (&shared.metrics, Shard { shard: group.0 });
-    let number = |value: u64| i64::try_from(value).unwrap_or(i64::MAX);
-    metrics
-        .raft_commit_index
-        .get_or_create(&labels)
-        .set(number(view.raft.commit.0));
-    metrics
-        .raft_applied_index
-        .get_or_create(&labels)
-        .set(number(view.applied.index.0));
-    metrics
-        .apply_lag
-        .get_or_create(&labels)
-        .set(number(view.raft.commit.0.saturating_sub(view.applied.index.0)));
-    metrics
-        .raft_voters
-        .get_or_create(&labels)
-        .set(number(view.raft.soft.config.voters.len() as u64));
-    metrics
-        .raft_learners
-        .get_or_create(&labels)
-        .set(number(view.raft.soft.config.learners.len() as u64));
-    let lease = &view.raft.lease;
-    let responders = lease.roster.as_ref().map_or(0, |roster| roster.responders().len());
-    for (gauge, value) in [
-        (&metrics.reads_local, lease.counts.local),
-        (&metrics.reads_held, lease.counts.held),
-        (&metrics.reads_bounced, lease.counts.bounced),
-        (&metrics.reads_by_index, lease.counts.by_index),
-        (&metrics.read_lease, u64::from(lease.open)),
-        (&metrics.roster_epoch, lease.adopted.epoch.0),
-        (&metrics.roster_responders, responders as u64),
-    ] {
-        gauge.get_or_create(&labels).set(number(value));
-    }
-    for peer in &view.raft.progress {
-        let lag = view.raft.last.index.0.saturating_sub(peer.matched.0);
-        metrics
-            .raft_peer_lag
-            .get_or_create(&ShardPeer {
-                shard: group.0,
-                peer: peer.member.to_string(),
-            })
-            .set(number(lag));
-    }
-}
-
 /// What this node is and how it is; always answered
 #[utoipa::path(get, path = paths::STATUS, responses((status = 200, description = "the node's status", body = NodeStatus)))]
 pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
     let shared = &context.shared;
     let readiness = shared.readiness();
+    // The engine's files are all groups' in common.
+    let state_bytes = shared
+        .groups
+        .get(GROUP)
+        .and_then(|store| tokio::task::block_in_place(|| store.size()).ok())
+        .map(|size| size.on_disk)
+        .unwrap_or_default();
     Json(NodeStatus {
         name: shared.config.name.clone(),
         member_id: shared.me.to_string(),
@@ -279,7 +194,7 @@ pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
         uptime_seconds: shared.clock.uptime().as_secs(),
         storage: StorageStatus {
             wal_bytes: u64::try_from(shared.metrics.wal_bytes.get()).unwrap_or_default(),
-            state_bytes: total_size(shared).on_disk,
+            state_bytes,
             free_bytes: shared.volume().free,
         },
         shards: shard_statuses(shared).await,
@@ -496,6 +411,43 @@ pub(super) async fn promote(
     .await
 }
 
+/// A member goes when it holds nothing any more: until then its replicas are moved elsewhere, which this begins.
+async fn leave(context: &Context, member: MemberId) -> Result<(), Refuse> {
+    let shared = &context.shared;
+    let soft = shared.soft(GROUP);
+    if soft.as_ref().is_none_or(|soft| soft.role != Role::Leader) {
+        return Err(not_leader(shared, None));
+    }
+    if soft.is_some_and(|soft| soft.leader == Some(member)) {
+        return Err(failed(shared, Failed::Refused(Refusal::ChangeInvalid)));
+    }
+    let state = context.conductor.state().await.map_err(|error| conducted(&error))?;
+    let placed = state.placed_on(member).len();
+    if placed == 0 {
+        return Ok(());
+    }
+    let change = state
+        .set_member_state(member, MemberState::Draining)
+        .map_err(|error| refuse(ProblemReason::Invalid, error.to_string()))?;
+    if !change.is_empty() {
+        let changed = context.conductor.change(change, state.version).await;
+        changed.map_err(|error| conducted(&error))?;
+    }
+    Err(refuse(
+        ProblemReason::Conflict,
+        format!("the member holds replicas of {placed} shards; they are being moved elsewhere, ask again"),
+    ))
+}
+
+/// Why the shard map did not change.
+pub(super) fn conducted(error: &ConductError) -> Refuse {
+    let reason = match error {
+        ConductError::Raced { .. } => ProblemReason::Conflict,
+        ConductError::Meta(_) | ConductError::Map(_) => ProblemReason::Unavailable,
+    };
+    refuse(reason, error.to_string())
+}
+
 /// The guard of a removal.
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -523,6 +475,7 @@ pub(super) async fn remove(
     Query(query): Query<RemoveQuery>,
 ) -> Result<Json<MemberList>, Refuse> {
     let member = parse_member(&id)?;
+    leave(&context, member).await?;
     configure(
         &context,
         ConfigStep::Remove(member),

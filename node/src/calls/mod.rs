@@ -14,6 +14,7 @@ mod tests;
 
 pub(crate) use serve::serve;
 
+use crate::metrics::{Call, CallOutcome};
 use crate::peers::Peers;
 use crate::shared::Shared;
 use althing_raft::ids::MemberId;
@@ -22,7 +23,7 @@ use bytes::Bytes;
 use link::Link;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::runtime::Handle;
 
 /// Calls under way to one peer: what a node's clients may ask of another node's shards at one time, with as many again to spare.
@@ -151,9 +152,28 @@ impl Calls {
             }
             self.link(to)?.call(body).await
         };
-        tokio::time::timeout(timeout, answer)
+        let started = self.shared.clock.instant();
+        let result = tokio::time::timeout(timeout, answer)
             .await
-            .unwrap_or(Err(CallError::Timeout(to)))
+            .unwrap_or(Err(CallError::Timeout(to)));
+        if to != self.shared.me {
+            self.count(&result, started);
+        }
+        result
+    }
+
+    fn count(&self, result: &Result<Bytes, CallError>, started: Instant) {
+        let metrics = &self.shared.metrics;
+        let outcome = match result {
+            Ok(_) => {
+                let took = self.shared.clock.instant().duration_since(started);
+                metrics.call_duration.observe(took.as_secs_f64());
+                CallOutcome::answered
+            }
+            Err(error) if error.may_have_happened() => CallOutcome::unknown,
+            Err(_) => CallOutcome::refused,
+        };
+        metrics.calls.get_or_create(&Call { outcome }).inc();
     }
 
     fn link(&self, to: MemberId) -> Result<Arc<Link>, CallError> {

@@ -81,6 +81,7 @@ async fn take(
         let place = acquire(&places, 1).await;
         let (answers, room) = (Arc::clone(answers), Arc::clone(&room));
         let answerer = calls.answerer();
+        let answered = shared.metrics.calls_answered.clone();
         tasks.spawn(async move {
             let answer = match answerer {
                 Some(answerer) => fitting(answerer.answer(from, body).await),
@@ -88,6 +89,7 @@ async fn take(
             };
             let bytes = answer.as_ref().map_or(0, Bytes::len);
             let share = (place, acquire(&room, bytes).await);
+            answered.inc();
             answers.push(Parcel {
                 id,
                 body: answer,

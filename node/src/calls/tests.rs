@@ -111,7 +111,7 @@ impl Node {
             ..ConfigState::default()
         };
         self.shared.set_soft(
-            GroupId::FIRST_SHARD,
+            GroupId::META,
             Soft {
                 role: Role::Leader,
                 leader: Some(self.shared.me),

@@ -12,7 +12,7 @@ use crate::threads::apply::{ApplyJob, SnapshotJob};
 use crate::threads::machine::Machine;
 use crate::threads::wal::WalJob;
 use althing_raft::ids::{GroupId, MemberId};
-use althing_raft::io::{Role, Soft};
+use althing_raft::io::Soft;
 use althing_raft::message::{Body, Message};
 use althing_shard::host::GroupView;
 use althing_shard::{Effect, Event, GroupStart, Host};
@@ -165,7 +165,7 @@ fn dispatch(
 /// Whether somebody waits for a message. What is committed is news, and interests a follower later than the client.
 fn is_urgent(body: &Body) -> bool {
     match body {
-        Body::Heartbeat { .. } => false,
+        Body::Heartbeat { .. } | Body::Hibernate { .. } | Body::Hibernating { .. } | Body::Alive { .. } => false,
         Body::PreVote { .. }
         | Body::PreVoteReply { .. }
         | Body::Vote { .. }
@@ -192,18 +192,7 @@ fn changed(group: GroupId, soft: Soft, shared: &Shared) {
     let labels = Shard { shard: group.0 };
     let before = shared.set_soft(group, soft.clone());
     let metrics = &shared.metrics;
-    metrics
-        .raft_leader
-        .get_or_create(&labels)
-        .set(i64::from(soft.role == Role::Leader));
-    metrics
-        .raft_has_leader
-        .get_or_create(&labels)
-        .set(i64::from(soft.leader.is_some()));
-    metrics
-        .raft_term
-        .get_or_create(&labels)
-        .set(i64::try_from(soft.term.0).unwrap_or(i64::MAX));
+    metrics.name_shard(group.0);
     let leader_before = before.as_ref().and_then(|before| before.leader);
     if soft.leader.is_some() && soft.leader != leader_before {
         metrics.raft_leader_changes.get_or_create(&labels).inc();

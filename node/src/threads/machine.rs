@@ -18,12 +18,13 @@ use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::GroupId;
 use althing_raft::io::RequestId;
 use althing_shard::{Event, Item, Work};
-use althing_store::ops::Command;
+use althing_store::ops::{Command, ShardCommand};
 use althing_store::partition::RevisionSource;
-use althing_store::{ApplyItem, CommandResult, codec};
+use althing_store::{ApplyItem, CommandResult, StoreError, codec};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Instant;
+use tokio::sync::mpsc;
 
 /// Items that the host applies itself at most: some dozen microseconds, during which its thread serves nobody.
 const HERE_ITEMS_MAX: usize = 16;
@@ -42,6 +43,8 @@ pub struct Machine {
     pub clock: Clock,
     /// State machines.
     pub groups: Arc<Groups>,
+    /// Groups that were cut off others and are to be started.
+    births: mpsc::UnboundedSender<GroupId>,
     /// Jobs with items that the thread has not answered yet.
     handed: AtomicUsize,
     /// The thread knows that something waits for the engine.
@@ -50,6 +53,11 @@ pub struct Machine {
     bytes: AtomicUsize,
 }
 
+/// A group was cut off another one although it was here.
+#[derive(Debug, thiserror::Error)]
+#[error("group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader")]
+struct BornTwice(GroupId);
+
 /// Items on their way into the store.
 struct Batch {
     items: Vec<ApplyItem>,
@@ -57,6 +65,8 @@ struct Batch {
     meta: SnapshotMeta,
     /// The member table, or what the group is as a shard, may be another one afterwards.
     facts_changed: bool,
+    /// The group that its last command cuts off.
+    child: Option<GroupId>,
     bytes: usize,
 }
 
@@ -68,6 +78,7 @@ impl Batch {
             waiters: Vec::with_capacity(items.len()),
             meta: applied,
             facts_changed: false,
+            child: None,
             bytes: items.iter().map(Item::bytes).sum(),
         };
         for item in items {
@@ -77,6 +88,9 @@ impl Batch {
                 Work::Command { command, stamp, waiter } => match codec::decode_command(command) {
                     Ok(command) => {
                         batch.facts_changed |= matches!(command, Command::Shard(_));
+                        if let Command::Shard(ShardCommand::Split { child, .. }) = &command {
+                            batch.child = Some(*child);
+                        }
                         (waiter, ApplyItem::Command { command, stamp })
                     }
                     Err(error) => die(
@@ -124,6 +138,7 @@ impl Machine {
         metrics: Arc<Metrics>,
         clock: Clock,
         groups: Arc<Groups>,
+        births: mpsc::UnboundedSender<GroupId>,
     ) -> Self {
         Self {
             inbox,
@@ -132,6 +147,7 @@ impl Machine {
             metrics,
             clock,
             groups,
+            births,
             handed: AtomicUsize::new(0),
             told: AtomicBool::new(false),
             bytes: AtomicUsize::new(0),
@@ -200,8 +216,28 @@ impl Machine {
     fn apply_batch(&self, group: GroupId, store: &Store, items: Vec<Item>, committed: Instant) {
         let started = self.clock.instant();
         let batch = Batch::new(store.applied(), items);
-        match store.apply_behind(&batch.items, batch.meta.clone()) {
-            Ok(results) => self.applied(group, store, batch, results, started, committed),
+        let results = match store.apply_behind(&batch.items, batch.meta.clone()) {
+            Err(StoreError::Neighbour { from, .. }) => {
+                let neighbour = self.groups.get(from);
+                store.apply_beside(&batch.items, batch.meta.clone(), neighbour.as_deref())
+            }
+            results => results,
+        };
+        match results {
+            Ok(results) => {
+                if let (Some(child), Some(born)) = (batch.child, store.take_born()) {
+                    if self.groups.get(child).is_some() {
+                        // Whoever conducts opens no replica of a shard where it is yet to be cut off. A start sorts it out: a log that
+                        // knows of the replica wins, and the state that was cut off is cleared.
+                        die("a shard is cut off that is here already", &BornTwice(child));
+                    }
+                    // At once: a snapshot for it must find this state.
+                    self.groups.insert(child, Arc::new(born));
+                    // Nobody listens any more if the node goes down; the next start finds the group.
+                    let _ = self.births.send(child);
+                }
+                self.applied(group, store, batch, results, started, committed);
+            }
             Err(error) => die("committed entries cannot be applied", &error),
         }
     }

@@ -524,7 +524,7 @@ async fn follower_cuts(images: usize, seed: u64) {
     let mut promises = Vec::new();
     for number in 0..200 {
         leader.put(&format!("late/{number}"), "v").await.unwrap();
-        let index = leader.status().await.shards[0].commit_index;
+        let index = support::shard(&leader.status().await, 1).commit_index;
         let at = std::fs::metadata(&trace_path).unwrap().len() as usize;
         promises.push(Promise { at, index });
     }

@@ -274,6 +274,23 @@ impl Node {
             .map(|kv| String::from_utf8(kv.value.to_vec()).unwrap()))
     }
 
+    /// Asks this node, which leads group 0, to let a member go, until it holds nothing any more and has gone.
+    pub async fn remove(&self, member: &str) -> althing_admin::MemberList {
+        let guard = ConfigGuard {
+            expected_config_index: None,
+        };
+        eventually("the member goes", || async {
+            match self.admin().remove(member, &guard).await {
+                Ok(left) => Ok(left),
+                Err(AdminError::Refused { problem, .. }) if problem.reason == ProblemReason::Conflict => {
+                    Err(problem.message)
+                }
+                Err(error) => panic!("{error}"),
+            }
+        })
+        .await
+    }
+
     /// Asks this node, which leads, to take another in, and waits until it serves.
     pub async fn add(&self, other: &Node) {
         let status = other.status().await;
@@ -302,13 +319,18 @@ impl Node {
     }
 }
 
-/// The node that leads, among those that answer.
+/// The node that leads the first shard, among those that answer.
 pub async fn leader<'a>(nodes: &[&'a Node]) -> &'a Node {
+    leader_of(nodes, 1).await
+}
+
+/// The node that leads a group, among those that answer. Membership is group 0's.
+pub async fn leader_of<'a>(nodes: &[&'a Node], group: u64) -> &'a Node {
     eventually("somebody leads", || async {
         let mut best = None;
         for node in nodes {
             if let Ok(status) = node.admin().status().await
-                && let Some(shard) = status.shards.first()
+                && let Some(shard) = status.shards.iter().find(|shard| shard.id == group)
                 && shard.role == "Leader"
                 && status.ready
             {
@@ -319,6 +341,11 @@ pub async fn leader<'a>(nodes: &[&'a Node]) -> &'a Node {
         Ok(*nodes.iter().find(|node| node.name == name).unwrap())
     })
     .await
+}
+
+/// What a node says of a group.
+pub fn shard(status: &NodeStatus, group: u64) -> &althing_admin::ShardStatus {
+    status.shards.iter().find(|shard| shard.id == group).unwrap()
 }
 
 /// Three members under their names, the first of which was bootstrapped.

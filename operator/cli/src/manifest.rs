@@ -331,13 +331,13 @@ mod tests {
         let text = format!(
             "{}---\n{}",
             CLUSTER.replace("members: 3", "members: 4"),
-            LAYOUT.replace("shards: 1", "shards: 2")
+            LAYOUT.replace("shards: 1", "port: 2380")
         );
         refused(
             &text,
             &expect![[r#"
             orders.yaml, document 1 (RaftCluster orders): spec.members must be odd; write 1, 3, 5, 7 or 9: an even number tolerates no more failures than one member fewer
-            orders.yaml, document 2 (ShardLayout orders): spec.shards: this release runs one shard for each keyspace; write `shards: 1`
+            orders.yaml, document 2 (ShardLayout orders): spec.port cannot be 2379, 2380 or 2381: the members use them for clients, peers and admin; write another one such as 2479
         "#]],
         );
     }

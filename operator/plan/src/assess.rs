@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use althing_crds::names::ordinal_of;
 
-use crate::guard::quorum;
+use crate::guard::{quorum, without_quorum};
 use crate::model::{Consensus, Desired, MemberId, Observed, Ordinal, Plan, Slot, Volume, Wait, Workload};
 
 /// The conditions of a cluster.
@@ -18,7 +18,7 @@ pub enum ConditionKind {
     Progressing,
     /// A member is missing, or something cannot be done.
     Degraded,
-    /// A majority of voters answers its leader.
+    /// A majority of voters answers its leader, in the members' group and in every shard.
     QuorumHealthy,
 }
 
@@ -115,6 +115,10 @@ pub struct MemberRow {
     pub reason: String,
     /// Entries that it lacks.
     pub lag: Option<u64>,
+    /// Replicas of shards that it holds.
+    pub replicas: Option<u32>,
+    /// Whether it is being emptied of them.
+    pub draining: bool,
     /// Where it runs.
     pub host: Option<String>,
     /// Version of the running program.
@@ -219,8 +223,14 @@ fn row(desired: &Desired, observed: &Observed, ordinal: Ordinal) -> MemberRow {
         (Some(consensus), Some(id)) => consensus.lag.get(id).copied(),
         (Some(_) | None, Some(_) | None) => None,
     };
+    let place = match (&observed.places, &member_id) {
+        (Some(places), Some(id)) => places.get(id),
+        (Some(_) | None, Some(_) | None) => None,
+    };
     let ready = report.is_some_and(|report| report.ready);
     MemberRow {
+        replicas: place.map(|place| place.replicas),
+        draining: place.is_some_and(|place| place.draining),
         reason: if ready { String::new() } else { why_not_ready(slot) },
         host: slot.and_then(|slot| slot.host.clone()),
         version: report.map(|report| report.version.clone()),
@@ -288,6 +298,9 @@ fn ready(desired: &Desired, observed: &Observed, plan: &Plan, members: &[MemberR
     }
     if let Some(wait) = plan.waits.iter().find(|wait| wait.reason != "Paused") {
         return state(kind, False, wait.reason, wait.message.clone());
+    }
+    if let Some(lost) = without_quorum(&observed.groups) {
+        return state(kind, False, "QuorumLost", lost);
     }
     let declared = usize::try_from(desired.members).expect("invariant: at most nine members");
     let voting = members
@@ -374,6 +387,9 @@ fn degraded(desired: &Desired, observed: &Observed, plan: &Plan, members: &[Memb
     {
         return state(kind, True, reason, message.clone());
     }
+    if let Some(lost) = without_quorum(&observed.groups) {
+        return state(kind, True, "QuorumLost", lost);
+    }
     // A member of the configuration that does not serve; one that is only on its way in or out is no damage.
     let missing = members
         .iter()
@@ -401,7 +417,13 @@ fn quorum_healthy(observed: &Observed, plan: &Plan) -> ConditionState {
                 .filter(|voter| consensus.active.contains(*voter))
                 .count();
             let needed = quorum(voters);
-            if active < needed {
+            let everywhere = match observed.groups.len() {
+                0 | 1 => String::new(),
+                groups => format!("; each of the {groups} groups has its quorum"),
+            };
+            if let Some(lost) = without_quorum(&observed.groups) {
+                state(kind, False, "QuorumLost", lost)
+            } else if active < needed {
                 state(
                     kind,
                     False,
@@ -413,14 +435,14 @@ fn quorum_healthy(observed: &Observed, plan: &Plan) -> ConditionState {
                     kind,
                     True,
                     "NoSpareVoter",
-                    format!("{active} of {voters} voters answer, and all of them are needed"),
+                    format!("{active} of {voters} voters answer, and all of them are needed{everywhere}"),
                 )
             } else {
                 state(
                     kind,
                     True,
                     "QuorumHolds",
-                    format!("{active} of {voters} voters answer, {needed} are needed"),
+                    format!("{active} of {voters} voters answer, {needed} are needed{everywhere}"),
                 )
             }
         }

@@ -18,6 +18,8 @@ impl Step {
             Self::AddLearner { .. } => "AddLearner",
             Self::Promote { .. } => "Promote",
             Self::TransferLeader { .. } => "TransferLeader",
+            Self::Drain { .. } => "Drain",
+            Self::Undrain { .. } => "Undrain",
             Self::RemoveMember { .. } => "RemoveMember",
         }
     }
@@ -33,7 +35,10 @@ impl Step {
             | Self::DeleteVolume(ordinal)
             | Self::Bootstrap { ordinal, .. }
             | Self::AddLearner { ordinal, .. } => Some(ordinal.member(&desired.name)),
-            Self::Promote { member, .. } | Self::RemoveMember { member, .. } => name_of(desired, observed, member),
+            Self::Promote { member, .. }
+            | Self::RemoveMember { member, .. }
+            | Self::Drain { member }
+            | Self::Undrain { member } => name_of(desired, observed, member),
             Self::TransferLeader { from, to: _ } => name_of(desired, observed, from),
         }
     }
@@ -71,6 +76,8 @@ impl Step {
             Self::TransferLeader { from, to } => {
                 format!("move leadership from {} to {}", who(from), who(to))
             }
+            Self::Drain { member } => format!("empty {} of replicas", who(member)),
+            Self::Undrain { member } => format!("let {} take replicas again", who(member)),
             Self::RemoveMember {
                 member,
                 expected_config_index: _,

@@ -1,8 +1,8 @@
 //! Quorum arithmetic: may this voter go?
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::model::{Consensus, MemberId};
+use crate::model::{Consensus, Group, MemberId};
 
 /// How many of `voters` make a majority.
 #[must_use]
@@ -56,10 +56,53 @@ pub(crate) fn may_stop(consensus: &Consensus, member: &MemberId) -> Result<(), S
     }
 }
 
+/// Why a replica is needed where it is, for people; none if every group keeps a quorum of voters that are caught up while
+/// `member` is stopped. What has one voter only goes down with it, as whoever asked for one replica knows.
+pub(crate) fn needed_by(groups: &BTreeMap<u64, Group>, member: &MemberId) -> Option<String> {
+    groups
+        .values()
+        .filter(|group| group.voters.len() > 1 && group.active.contains(member))
+        .find_map(|group| {
+            let name = &group.name;
+            if group.leader.is_none() {
+                return Some(format!("{name} has no leader that answers"));
+            }
+            let left = group.caught_up.iter().filter(|voter| *voter != member).count();
+            let needed = quorum(group.voters.len());
+            (left < needed)
+                .then(|| format!("without it {left} voters of {name} would be caught up, and {needed} are needed"))
+        })
+}
+
+/// How many voters may be down in every group at the same time; groups of one voter have none to spare and are not counted.
+#[must_use]
+pub fn spare(groups: &BTreeMap<u64, Group>) -> Option<usize> {
+    groups
+        .values()
+        .map(|group| group.voters.len())
+        .filter(|voters| *voters > 1)
+        .map(|voters| voters - quorum(voters))
+        .min()
+}
+
+/// The first group that cannot commit: too few of its voters answer.
+pub(crate) fn without_quorum(groups: &BTreeMap<u64, Group>) -> Option<String> {
+    groups
+        .values()
+        .find(|group| group.active.len() < quorum(group.voters.len()))
+        .map(|group| {
+            format!(
+                "{} of {} voters of {} answer, {} are needed",
+                group.active.len(),
+                group.voters.len(),
+                group.name,
+                quorum(group.voters.len())
+            )
+        })
+}
+
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
     use super::*;
 
     fn consensus(voters: &[&str], active: &[&str]) -> Consensus {
@@ -70,6 +113,7 @@ mod tests {
                 .collect::<BTreeSet<_>>()
         };
         Consensus {
+            group: 0,
             leader: MemberId(active[0].to_owned()),
             config_index: 1,
             voters: ids(voters),
@@ -111,6 +155,55 @@ mod tests {
             may_stop(&consensus(&["a", "b", "c"], &["a", "b"]), &id("c")),
             Ok(()),
             "it is down already"
+        );
+    }
+
+    fn group(name: &str, voters: &[&str], caught_up: &[&str]) -> Group {
+        let of = consensus(voters, caught_up);
+        Group {
+            name: name.into(),
+            leader: Some(of.leader),
+            voters: of.voters,
+            active: of.active.clone(),
+            caught_up: of.active,
+        }
+    }
+
+    #[test]
+    fn a_member_is_needed_while_any_group_would_miss_it() {
+        let groups = BTreeMap::from([
+            (0, group("the meta group", &["a", "b", "c"], &["a", "b", "c"])),
+            (7, group("shard 7", &["a", "b", "d"], &["a", "b"])),
+            (8, group("shard 8", &["c"], &["c"])),
+        ]);
+        let why = needed_by(&groups, &id("b"));
+        assert_eq!(
+            why.as_deref(),
+            Some("without it 1 voters of shard 7 would be caught up, and 2 are needed")
+        );
+        assert_eq!(needed_by(&groups, &id("d")), None, "it is down already");
+        assert_eq!(needed_by(&groups, &id("c")), None, "one replica was asked for");
+        let mut behind = groups;
+        behind.get_mut(&7).expect("a group").leader = None;
+        assert_eq!(
+            needed_by(&behind, &id("a")).as_deref(),
+            Some("shard 7 has no leader that answers")
+        );
+    }
+
+    #[test]
+    fn the_smallest_group_says_how_many_may_be_down() {
+        let five = ["a", "b", "c", "d", "e"];
+        let groups = BTreeMap::from([
+            (0, group("the meta group", &five, &five)),
+            (7, group("shard 7", &["a", "b", "d"], &["a"])),
+            (8, group("shard 8", &["c"], &["c"])),
+        ]);
+        assert_eq!(spare(&groups), Some(1));
+        assert_eq!(spare(&BTreeMap::new()), None);
+        assert_eq!(
+            without_quorum(&groups).as_deref(),
+            Some("1 of 3 voters of shard 7 answer, 2 are needed")
         );
     }
 }

@@ -2,8 +2,8 @@
 
 use althing_crds::names::ordinal_of;
 
-use crate::guard::{Short, may_remove, quorum};
-use crate::model::{Consensus, MemberId, Ordinal, Report, Slot, Step, Volume, Workload};
+use crate::guard::{Short, may_remove, needed_by, quorum};
+use crate::model::{Consensus, MemberId, Ordinal, Place, Report, Slot, Step, Volume, Workload};
 use crate::planner::Draft;
 
 /// A member of the configuration and where it lives.
@@ -19,6 +19,7 @@ struct Placed<'a> {
 pub(crate) fn change<'a>(draft: &mut Draft<'a>, consensus: &'a Consensus) {
     let placed = placed(draft, consensus);
     let sound = &sound(draft, consensus, &placed);
+    undrain(draft, &placed);
     repair(draft, sound, &placed);
     if !draft.changes_configuration() {
         add(draft, sound);
@@ -44,6 +45,58 @@ fn sound(draft: &Draft<'_>, consensus: &Consensus, placed: &[Placed<'_>]) -> Con
         }
     }
     sound
+}
+
+/// What a member holds; none if it holds nothing that the map knows of.
+fn place<'a>(draft: &Draft<'a>, member: &MemberId) -> Option<&'a Place> {
+    draft.observed.places.as_ref()?.get(member)
+}
+
+/// Members that were being emptied and are wanted again: the declared number has gone up meanwhile.
+fn undrain(draft: &mut Draft<'_>, placed: &[Placed<'_>]) {
+    for member in placed {
+        let draining = place(draft, member.id).is_some_and(|place| place.draining);
+        // Its own word that it is there: of one that is silent it may be the data that is gone.
+        let answers = member
+            .slot
+            .and_then(reported)
+            .is_some_and(|report| report.member_id == *member.id);
+        if draining && answers && draft.is_desired(member.ordinal) && gone(draft, member).is_none() {
+            let why = format!("{} is declared and stays", draft.name(member.ordinal));
+            draft.step(
+                Step::Undrain {
+                    member: member.id.clone(),
+                },
+                why,
+            );
+        }
+    }
+}
+
+/// Whether the member holds no replicas any more; has it emptied, if nobody did yet.
+fn drained(draft: &mut Draft<'_>, member: &Placed<'_>, why: &str) -> bool {
+    let name = draft.name(member.ordinal);
+    let Some(place) = place(draft, member.id) else {
+        return true;
+    };
+    let (replicas, plural) = (place.replicas, if place.replicas == 1 { "" } else { "s" });
+    if !place.draining {
+        draft.step(
+            Step::Drain {
+                member: member.id.clone(),
+            },
+            why.to_owned(),
+        );
+        return false;
+    }
+    if replicas > 0 {
+        draft.wait(
+            &name,
+            "Draining",
+            format!("{name} still holds {replicas} replica{plural}, which move to other members before it leaves"),
+        );
+    }
+    replicas == 0
 }
 
 /// A voter beyond the declared number whose pod is gone, while it cannot be removed: its vote is needed.
@@ -328,13 +381,24 @@ fn shrink(draft: &mut Draft<'_>, consensus: &Consensus, placed: &[Placed<'_>]) {
             std::cmp::Reverse(member.ordinal),
         )
     });
-    if let Some(victim) = victims.first() {
-        let why = format!(
+    let why = |draft: &Draft<'_>, victim: &Placed<'_>| {
+        format!(
             "spec.members is {} and {} is beyond it",
             draft.desired.members,
             draft.name(victim.ordinal)
-        );
-        remove(draft, consensus, placed, victim, &why);
+        )
+    };
+    let Some((first, rest)) = victims.split_first() else {
+        return;
+    };
+    let reason = why(draft, first);
+    remove(draft, consensus, placed, first, &reason);
+    if may_remove(consensus, first.id).is_ok() {
+        // All at once, so that nothing moves from one that leaves to another that leaves.
+        for victim in rest {
+            let reason = why(draft, victim);
+            drained(draft, victim, &reason);
+        }
     }
 }
 
@@ -359,6 +423,7 @@ fn remove(draft: &mut Draft<'_>, consensus: &Consensus, placed: &[Placed<'_>], m
                 format!("{why}, but without {name} only {active} voters would answer and {needed} are needed; {cure}"),
             );
         }
+        Ok(()) if !drained(draft, member, why) => {}
         Ok(()) if consensus.leader == *member.id => transfer(draft, consensus, placed, member, why),
         Ok(()) => draft.step(
             Step::RemoveMember {
@@ -419,10 +484,19 @@ pub(crate) fn clear_leftovers(draft: &mut Draft<'_>, consensus: &Consensus) {
 /// Stops a member and deletes its volume by policy.
 pub(crate) fn clear(draft: &mut Draft<'_>, ordinal: Ordinal, slot: &Slot, why: &str) {
     let name = draft.name(ordinal);
+    let needed = reported(slot).and_then(|report| needed_by(&draft.observed.groups, &report.member_id));
     match &slot.workload {
-        Workload::Pending { .. } | Workload::Running | Workload::Failed { .. } | Workload::Ended { .. } => {
-            draft.step(Step::StopMember(ordinal), format!("{name} is not needed: {why}"));
-        }
+        Workload::Pending { .. } | Workload::Running | Workload::Failed { .. } | Workload::Ended { .. } => match needed
+        {
+            Some(needed) => {
+                draft.wait(
+                    &name,
+                    "ShardAtRisk",
+                    format!("{name} is to be stopped ({why}), but {needed}"),
+                );
+            }
+            None => draft.step(Step::StopMember(ordinal), format!("{name} is not needed: {why}")),
+        },
         Workload::Terminating => draft.wait(&name, "MemberTerminating", format!("{name} is being stopped")),
         Workload::Absent => match &slot.volume {
             Volume::Present | Volume::Lost { .. } if !draft.desired.keep_volumes => {

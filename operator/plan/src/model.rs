@@ -89,6 +89,36 @@ pub struct Observed {
     pub retained: BTreeSet<Ordinal>,
     /// The consensus state as its leader tells it, if a leader answered.
     pub consensus: Option<Consensus>,
+    /// Every Raft group that a member told of, the members' own among them, by number.
+    pub groups: BTreeMap<u64, Group>,
+    /// What the members hold, as the leader tells it; none if nobody leads, or if members of this version have one group only.
+    pub places: Option<BTreeMap<MemberId, Place>>,
+}
+
+/// A Raft group, put together from what its replicas say.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Group {
+    /// What it is, for people: "shard 7 of keyspace orders".
+    pub name: String,
+    /// The replica that leads it, if one that hears a quorum answered.
+    pub leader: Option<MemberId>,
+    /// Voters, as the leader says, or else the replica with the newest configuration.
+    pub voters: BTreeSet<MemberId>,
+    /// Voters that answer: their leader, or, without one, whoever looked.
+    pub active: BTreeSet<MemberId>,
+    /// Active voters that lack next to nothing, the leader among them. Empty without a leader.
+    pub caught_up: BTreeSet<MemberId>,
+}
+
+/// A member as a place for replicas.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Place {
+    /// Replicas that it holds, or that the map still places on it; the members' own group is not counted.
+    pub replicas: u32,
+    /// Whether it is being emptied.
+    pub draining: bool,
+    /// Where it is, as the map says.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// One ordinal's workload and volume.
@@ -104,6 +134,8 @@ pub struct Slot {
     pub report: Option<Report>,
     /// The machine that it runs on, for people.
     pub host: Option<String>,
+    /// Where it runs, for placement: `zone`, `node`; empty if nobody can tell.
+    pub labels: BTreeMap<String, String>,
 }
 
 /// State of a volume.
@@ -176,6 +208,8 @@ pub struct Report {
 /// The configuration as the leader applied it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Consensus {
+    /// The Raft group whose configuration are the members.
+    pub group: u64,
     /// The leader.
     pub leader: MemberId,
     /// Guard of the next change.
@@ -244,6 +278,16 @@ pub enum Step {
         from: MemberId,
         /// Its successor.
         to: MemberId,
+    },
+    /// Ask the leader to have a member emptied of replicas.
+    Drain {
+        /// Which.
+        member: MemberId,
+    },
+    /// Ask the leader to let a member take replicas again.
+    Undrain {
+        /// Which.
+        member: MemberId,
     },
     /// Ask the leader to remove a member.
     RemoveMember {

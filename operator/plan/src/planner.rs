@@ -108,6 +108,8 @@ impl<'a> Draft<'a> {
                 );
                 self.changes_configuration = true;
             }
+            // Not a change of the configuration: it may go with one.
+            Step::Drain { .. } | Step::Undrain { .. } => {}
             Step::RecordClusterId
             | Step::RecordBootstrapped
             | Step::AdoptCluster { .. }

@@ -5,7 +5,7 @@
 //! and their quorum does not need the one that stops. A cluster of one is restarted too: there is nobody to hand over to,
 //! and a person asked for it.
 
-use crate::guard::{Short, may_stop};
+use crate::guard::{Short, may_stop, needed_by};
 use crate::model::{Consensus, MemberId, Ordinal, Slot, Step, Volume, Workload};
 use crate::planner::Draft;
 
@@ -111,6 +111,11 @@ fn restart_one(draft: &mut Draft<'_>, consensus: &Consensus, serving: &[(Ordinal
             "WouldLoseQuorum",
             format!("{why}, but while it restarts only {active} voters would answer and {needed} are needed"),
         );
+        return;
+    }
+    if let Some(needed) = needed_by(&draft.observed.groups, id) {
+        let message = format!("{name} restarts with its new declaration when every shard can spare it: {needed}");
+        draft.wait(&name, "ShardAtRisk", message);
         return;
     }
     if *id == consensus.leader {

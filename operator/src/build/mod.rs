@@ -32,14 +32,25 @@ pub(crate) struct Resources {
     pub(crate) disruption_budget: Option<PodDisruptionBudget>,
 }
 
-/// Builds them. `voters` is how many voters the configuration has now.
-pub(crate) fn resources(cluster: &ValidatedCluster, voters: usize) -> Resources {
+/// What of a cluster's state its objects follow.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Follows {
+    /// Voters of the members' configuration now.
+    pub(crate) voters: usize,
+    /// Voters that every shard can spare; none if nobody could tell.
+    pub(crate) spare: Option<usize>,
+    /// Ports of keyspaces.
+    pub(crate) ports: Vec<(String, u16)>,
+}
+
+/// Builds them.
+pub(crate) fn resources(cluster: &ValidatedCluster, follows: &Follows) -> Resources {
     Resources {
         service_account: service_account::service_account(cluster),
         config_map: config_map::config_map(cluster),
         peer_service: service::peers(cluster),
-        client_service: service::clients(cluster),
-        disruption_budget: disruption_budget::disruption_budget(cluster, voters),
+        client_service: service::clients(cluster, &follows.ports),
+        disruption_budget: disruption_budget::disruption_budget(cluster, follows.voters, follows.spare),
     }
 }
 

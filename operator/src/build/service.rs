@@ -29,16 +29,19 @@ pub(super) fn peers(cluster: &ValidatedCluster) -> Service {
     }
 }
 
-/// One address for clients, of the members that are ready.
-pub(super) fn clients(cluster: &ValidatedCluster) -> Service {
+/// One address for clients, of the members that are ready. Keyspaces' ports are numbers and not names of container ports:
+/// members listen by themselves, so a new port restarts nothing.
+pub(super) fn clients(cluster: &ValidatedCluster, keyspaces: &[(String, u16)]) -> Service {
+    let mut ports = vec![port("client", names::CLIENT_PORT), port("admin", names::ADMIN_PORT)];
+    ports.extend(keyspaces.iter().map(|(keyspace, number)| ServicePort {
+        target_port: Some(IntOrString::Int(i32::from(*number))),
+        ..port(&names::keyspace_port(keyspace), *number)
+    }));
     Service {
         metadata: super::metadata(cluster, cluster.name.clone()),
         spec: Some(ServiceSpec {
             selector: Some(names::selector(&cluster.name)),
-            ports: Some(vec![
-                port("client", names::CLIENT_PORT),
-                port("admin", names::ADMIN_PORT),
-            ]),
+            ports: Some(ports),
             ..ServiceSpec::default()
         }),
         ..Service::default()
@@ -138,6 +141,19 @@ mod tests {
                 app.kubernetes.io/instance: orders
                 app.kubernetes.io/name: althing
         "#]]
-        .assert_eq(&yaml(&super::clients(&cluster())));
+        .assert_eq(&yaml(&super::clients(&cluster(), &[])));
+    }
+
+    #[test]
+    fn a_keyspace_with_a_port_is_reached_through_the_same_service() {
+        let service = super::clients(&cluster(), &[("audit".to_owned(), 2479)]);
+        let ports = service.spec.and_then(|spec| spec.ports).expect("ports");
+        expect![[r#"
+            name: keyspace-audit
+            port: 2479
+            protocol: TCP
+            targetPort: 2479
+        "#]]
+        .assert_eq(&yaml(ports.last().expect("a port")));
     }
 }

@@ -28,6 +28,27 @@ pub(crate) struct World {
     pub(crate) admin_urls: BTreeMap<Ordinal, String>,
 }
 
+/// The admin URL of a cluster's leader; none if nobody leads. Fails if the API server cannot be asked.
+pub(crate) async fn leader_url(
+    context: &Context,
+    namespace: &str,
+    cluster: &str,
+    uid: Option<&str>,
+) -> Result<Option<String>, Error> {
+    let selected = ListParams::default().labels(&names::selector_string(cluster));
+    let pods: Api<Pod> = Api::namespaced(context.client.clone(), namespace);
+    let pods = pods.list(&selected).await.map_err(Error::kube("list pods"))?;
+    let pods = by_ordinal(pods.items, |name| names::ordinal_of(cluster, name));
+    Ok(nodes::leader_url(&context.admin, cluster, &admin_urls(&pods, uid)).await)
+}
+
+fn admin_urls(pods: &BTreeMap<Ordinal, Pod>, uid: Option<&str>) -> BTreeMap<Ordinal, String> {
+    pods.iter()
+        .filter(|(_, pod)| pods::workload(pod, uid) == Workload::Running)
+        .filter_map(|(ordinal, pod)| pods::address(pod).map(|address| (*ordinal, nodes::admin_url(address))))
+        .collect()
+}
+
 /// Looks. Fails if the API server cannot be asked: an object that was not listed is not an object that is gone.
 pub(crate) async fn observe(context: &Context, raw: &RaftCluster, cluster: &ValidatedCluster) -> Result<World, Error> {
     let namespace = cluster.namespace.as_deref().unwrap_or("default");
@@ -43,11 +64,7 @@ pub(crate) async fn observe(context: &Context, raw: &RaftCluster, cluster: &Vali
         name.strip_prefix("data-")
             .and_then(|member| names::ordinal_of(&cluster.name, member))
     });
-    let admin_urls: BTreeMap<Ordinal, String> = pods
-        .iter()
-        .filter(|(_, pod)| pods::workload(pod, cluster.uid.as_deref()) == Workload::Running)
-        .filter_map(|(ordinal, pod)| pods::address(pod).map(|address| (*ordinal, nodes::admin_url(address))))
-        .collect();
+    let admin_urls = admin_urls(&pods, cluster.uid.as_deref());
     let seen = nodes::ask(&context.admin, &cluster.name, &admin_urls).await;
     let status = raw.status.clone().unwrap_or_default();
     let ordinals: BTreeSet<Ordinal> = pods.keys().chain(claims.keys()).copied().collect();
@@ -63,6 +80,7 @@ pub(crate) async fn observe(context: &Context, raw: &RaftCluster, cluster: &Vali
                 host: pod
                     .and_then(|pod| pod.spec.as_ref())
                     .and_then(|spec| spec.node_name.clone()),
+                labels: pod.map(pods::labels).unwrap_or_default(),
             };
             (ordinal, slot)
         })
@@ -78,6 +96,8 @@ pub(crate) async fn observe(context: &Context, raw: &RaftCluster, cluster: &Vali
         slots,
         retained,
         consensus: seen.consensus,
+        groups: seen.groups,
+        places: seen.places,
     };
     Ok(World {
         observed,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use althing_admin::NodeStatus;
 use althing_crds::names;
-use althing_plan::model::{Consensus, Ordinal, Report};
+use althing_plan::model::{Consensus, Group, MemberId, Ordinal, Place, Report};
 use althing_plan::view;
 use futures::future::join_all;
 
@@ -15,6 +15,8 @@ use crate::admin::AdminClient;
 pub(super) struct Seen {
     pub(super) reports: BTreeMap<Ordinal, Report>,
     pub(super) consensus: Option<Consensus>,
+    pub(super) groups: BTreeMap<u64, Group>,
+    pub(super) places: Option<BTreeMap<MemberId, Place>>,
 }
 
 /// The admin API of a pod.
@@ -28,8 +30,12 @@ pub(super) fn admin_url(address: &str) -> String {
     }
 }
 
-/// Asks. Members that do not answer in time are left out.
-pub(super) async fn ask(admin: &AdminClient, cluster: &str, urls: &BTreeMap<Ordinal, String>) -> Seen {
+/// What every member says of itself. Members that do not answer in time are left out.
+async fn statuses(
+    admin: &AdminClient,
+    cluster: &str,
+    urls: &BTreeMap<Ordinal, String>,
+) -> BTreeMap<Ordinal, NodeStatus> {
     let asked = join_all(
         urls.iter()
             .map(|(ordinal, url)| async move { (*ordinal, admin.status(url).await) }),
@@ -48,14 +54,31 @@ pub(super) async fn ask(admin: &AdminClient, cluster: &str, urls: &BTreeMap<Ordi
             Err(error) => tracing::debug!(member = %ordinal.member(cluster), %error, "no answer"),
         }
     }
-    let leader = view::leader(statuses.values()).and_then(|leader| {
-        statuses
-            .iter()
-            .find(|(_, status)| status.member_id == leader.member_id)
-            .map(|(ordinal, _)| (*ordinal, leader))
-    });
+    statuses
+}
+
+fn leader(statuses: &BTreeMap<Ordinal, NodeStatus>) -> Option<(Ordinal, &NodeStatus)> {
+    let leader = view::leader(statuses.values())?;
+    statuses
+        .iter()
+        .find(|(_, status)| status.member_id == leader.member_id)
+        .map(|(ordinal, _)| (*ordinal, leader))
+}
+
+/// The admin URL of the member that leads the members' group: it alone changes the layout.
+pub(super) async fn leader_url(admin: &AdminClient, cluster: &str, urls: &BTreeMap<Ordinal, String>) -> Option<String> {
+    let statuses = statuses(admin, cluster, urls).await;
+    let (ordinal, _) = leader(&statuses)?;
+    urls.get(&ordinal).cloned()
+}
+
+/// Asks all members how they are, and the leader for the configuration and the layout.
+pub(super) async fn ask(admin: &AdminClient, cluster: &str, urls: &BTreeMap<Ordinal, String>) -> Seen {
+    let statuses = statuses(admin, cluster, urls).await;
+    let url_of = |ordinal: Ordinal| urls.get(&ordinal);
+    let leader = leader(&statuses);
     let consensus = match leader {
-        Some((ordinal, leader)) => match urls.get(&ordinal) {
+        Some((ordinal, leader)) => match url_of(ordinal) {
             Some(url) => match admin.members(url).await {
                 Ok(members) => view::consensus(leader, &members),
                 Err(error) => {
@@ -67,7 +90,20 @@ pub(super) async fn ask(admin: &AdminClient, cluster: &str, urls: &BTreeMap<Ordi
         },
         None => None,
     };
+    let places = match (&consensus, leader.and_then(|(ordinal, _)| url_of(ordinal))) {
+        (Some(consensus), Some(url)) if consensus.group == view::META => match admin.layout(url).await {
+            Ok(layout) => Some(view::places(&layout)),
+            // Nothing is removed by mistake: a member that holds replicas refuses to be.
+            Err(error) => {
+                tracing::debug!(%error, "the leader does not tell the layout");
+                None
+            }
+        },
+        (Some(_) | None, Some(_) | None) => None,
+    };
     Seen {
+        groups: view::groups(statuses.values()),
+        places,
         reports: statuses
             .iter()
             .map(|(ordinal, status)| (*ordinal, view::report(status)))

@@ -1,5 +1,8 @@
 //! What a pod says. Pure.
 
+use std::collections::BTreeMap;
+
+use althing_crds::names;
 use althing_plan::model::Workload;
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
@@ -15,6 +18,16 @@ pub(super) fn address(pod: &Pod) -> Option<&str> {
         .as_ref()
         .and_then(|status| status.pod_ip.as_deref())
         .filter(|address| !address.is_empty())
+}
+
+/// Where it runs, for placement: its node, and the zone that Kubernetes copies onto pods since 1.35.
+pub(super) fn labels(pod: &Pod) -> BTreeMap<String, String> {
+    let node = pod.spec.as_ref().and_then(|spec| spec.node_name.clone());
+    let zone = pod.labels().get(names::LABEL_ZONE).cloned();
+    [(names::PLACE_NODE, node), (names::PLACE_ZONE, zone)]
+        .into_iter()
+        .filter_map(|(key, value)| value.map(|value| (key.to_owned(), value)))
+        .collect()
 }
 
 /// Its state. A pod that belongs to an earlier cluster of the same name is on its way out: garbage collection takes it.

@@ -1,12 +1,12 @@
-//! Members in memory: one consensus group behind the admin API of every pod, each on a loopback address of its own.
+//! Members in memory: a meta group and shards behind the admin API of every pod, each on a loopback address of its own.
 //! A member's identity lives with its volume claim: a new claim is another member.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex};
 
 use althing_admin::{
-    AddLearnerRequest, BootstrapRequest, ConfigGuard, Member, MemberList, NodeStatus, PeerProgress, Problem,
-    ProblemReason, ShardStatus, StorageStatus, TransferLeaderRequest,
+    AddLearnerRequest, BootstrapRequest, ConfigGuard, Member, MemberList, NodeStatus, Problem, ProblemReason,
+    ShardKind, StorageStatus, TransferLeaderRequest,
 };
 use axum::extract::{Path, Query, State};
 use axum::http::StatusCode;
@@ -14,6 +14,8 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{delete, get, post};
 use axum::{Json, Router};
 use tokio::net::TcpListener;
+
+use super::shards::{self, Layout};
 
 /// One group.
 #[derive(Debug, Default)]
@@ -24,8 +26,9 @@ pub(super) struct Group {
     clusters: BTreeMap<String, String>,
     pub(super) voters: BTreeSet<String>,
     learners: BTreeSet<String>,
-    names: BTreeMap<String, (String, String)>,
-    index: u64,
+    pub(super) names: BTreeMap<String, (String, String)>,
+    pub(super) index: u64,
+    pub(super) layout: Layout,
     pub(super) leader: Option<String>,
     pub(super) bootstraps: u32,
 }
@@ -35,9 +38,9 @@ pub(super) struct Group {
 pub(super) struct Members(pub(super) Arc<Mutex<Group>>);
 
 #[derive(Clone)]
-struct Here {
-    members: Members,
-    ordinal: u32,
+pub(super) struct Here {
+    pub(super) members: Members,
+    pub(super) ordinal: u32,
 }
 
 #[derive(serde::Deserialize)]
@@ -46,7 +49,7 @@ struct Guard {
     expected_config_index: Option<u64>,
 }
 
-type Answer = Result<Response, Response>;
+pub(super) type Answer = Result<Response, Response>;
 
 impl Members {
     /// The address of a member; `net` keeps tests apart.
@@ -71,6 +74,7 @@ impl Members {
                 .route("/v1/members/{id}", delete(remove))
                 .route("/v1/members/{id}/promote", post(promote))
                 .route("/v1/shards/{id}/transfer-leader", post(transfer))
+                .merge(shards::routes())
                 .with_state(here);
             tokio::spawn(async move { axum::serve(listener, router).await });
         }
@@ -78,7 +82,7 @@ impl Members {
 }
 
 impl Group {
-    fn alive(&self, id: &String) -> bool {
+    pub(super) fn alive(&self, id: &String) -> bool {
         self.running.values().any(|other| other == id)
     }
 
@@ -106,9 +110,11 @@ impl Group {
                 self.clusters.insert(id.clone(), cluster.clone());
             }
         }
+        let running: BTreeSet<&String> = self.running.values().collect();
+        self.layout.conduct(&self.voters, &|id| running.contains(id));
     }
 
-    fn at_leader(&mut self, ordinal: u32, expected: Option<u64>) -> Result<&mut Self, Response> {
+    pub(super) fn at_leader(&mut self, ordinal: u32, expected: Option<u64>) -> Result<&mut Self, Response> {
         self.pass_time();
         if self.leader.is_none() || self.running.get(&ordinal) != self.leader.as_ref() {
             return Err(refuse(StatusCode::MISDIRECTED_REQUEST, ProblemReason::NotLeader));
@@ -120,7 +126,7 @@ impl Group {
     }
 }
 
-fn refuse(status: StatusCode, reason: ProblemReason) -> Response {
+pub(super) fn refuse(status: StatusCode, reason: ProblemReason) -> Response {
     let problem = Problem {
         reason,
         message: "no".into(),
@@ -129,7 +135,7 @@ fn refuse(status: StatusCode, reason: ProblemReason) -> Response {
     (status, Json(problem)).into_response()
 }
 
-fn done() -> Answer {
+pub(super) fn done() -> Answer {
     Ok(StatusCode::OK.into_response())
 }
 
@@ -138,43 +144,10 @@ async fn status(State(here): State<Here>) -> Answer {
     group.pass_time();
     let id = group.running.get(&here.ordinal).cloned();
     let id = id.ok_or_else(|| refuse(StatusCode::SERVICE_UNAVAILABLE, ProblemReason::Unavailable))?;
-    let leads = group.leader.as_ref() == Some(&id);
     let votes = group.voters.contains(&id);
-    let peers = group.voters.union(&group.learners).filter(|peer| leads && **peer != id);
-    let shard = ShardStatus {
-        id: 1,
-        role: if leads {
-            "Leader"
-        } else if votes {
-            "Follower"
-        } else {
-            "Learner"
-        }
-        .into(),
-        leader: group.leader.clone(),
-        term: 1,
-        commit_index: group.index,
-        applied_index: group.index,
-        last_index: group.index,
-        revision: 1,
-        config_index: group.index,
-        voters: group.voters.iter().cloned().collect(),
-        learners: group.learners.iter().cloned().collect(),
-        progress: peers
-            .map(|peer| PeerProgress {
-                member_id: peer.clone(),
-                match_index: group.index,
-                lag: 0,
-                recent_active: group.alive(peer),
-            })
-            .collect(),
-        reads: None,
-        kind: None,
-        keyspace: None,
-        bytes: None,
-        keys: None,
-        hibernating: None,
-    };
+    let leader = group.leader.clone();
+    let mut shards = vec![group.group_status(&id, 0, ShardKind::Meta, &group.voters, &group.learners, leader)];
+    shards.extend(group.shard_statuses(&id));
     let name = format!("orders-{}", here.ordinal);
     Ok(Json(NodeStatus {
         peer_address: format!("{name}:2380"),
@@ -188,7 +161,7 @@ async fn status(State(here): State<Here>) -> Answer {
         not_ready_reason: "it has no vote".into(),
         uptime_seconds: 1,
         storage: StorageStatus::default(),
-        shards: vec![shard],
+        shards,
     })
     .into_response())
 }
@@ -226,6 +199,7 @@ async fn bootstrap(State(here): State<Here>, Json(request): Json<BootstrapReques
             .names
             .insert(id.clone(), (format!("orders-{}", here.ordinal), "x:2380".into()));
         group.clusters.insert(id.clone(), request.cluster_id);
+        group.layout.born(&id);
         group.voters.insert(id);
         group.index = 1;
     }
@@ -263,6 +237,10 @@ async fn remove(State(here): State<Here>, Path(id): Path<String>, Query(guard): 
         Some(&id),
         "the leader hands over before it is removed"
     );
+    if group.layout.replicas(&id) > 0 {
+        return Err(refuse(StatusCode::CONFLICT, ProblemReason::Conflict));
+    }
+    group.layout.draining.remove(&id);
     group.voters.remove(&id);
     group.learners.remove(&id);
     group.names.remove(&id);
@@ -270,7 +248,12 @@ async fn remove(State(here): State<Here>, Path(id): Path<String>, Query(guard): 
     done()
 }
 
-async fn transfer(State(here): State<Here>, Json(request): Json<TransferLeaderRequest>) -> Answer {
+async fn transfer(
+    State(here): State<Here>,
+    Path(shard): Path<u64>,
+    Json(request): Json<TransferLeaderRequest>,
+) -> Answer {
+    assert_eq!(shard, 0, "the operator moves the members' group only");
     let mut group = here.members.0.lock().expect("no panic while it is held");
     let group = group.at_leader(here.ordinal, None)?;
     group.leader = request.to;

@@ -10,3 +10,4 @@ mod api_server;
 mod bed;
 mod members;
 mod scenarios;
+mod shards;

@@ -2,13 +2,14 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 use althing_api::keyspace::{Alarm, Consistency, Header, Keyspace, KeyspaceError, MemberEntry, Status};
-use althing_api::{Limits, Observer, health::HealthSwitch};
+use althing_api::{Door, DoorKeeper, Limits, Observer, health::HealthSwitch};
 use althing_store::ops::{Command, OpResult, Range, RangeResult, Revision, Txn};
 use althing_store::{ApplyItem, MemStore, Mvcc};
 use async_trait::async_trait;
+use futures::StreamExt;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, MutexGuard};
 use tokio::net::TcpListener;
 use tokio::sync::Barrier;
@@ -26,6 +27,8 @@ pub(crate) struct Local {
     pub(crate) reads: Mutex<Vec<Consistency>>,
     /// If set, ranges wait here.
     pub(crate) gate: Option<Barrier>,
+    /// Ranges that came there.
+    pub(crate) waited: AtomicUsize,
 }
 
 impl Local {
@@ -37,6 +40,7 @@ impl Local {
             alarms: Mutex::default(),
             reads: Mutex::default(),
             gate: None,
+            waited: AtomicUsize::new(0),
         }
     }
 
@@ -66,6 +70,7 @@ fn header(revision: Revision) -> Header {
 impl Keyspace for Local {
     async fn range(&self, range: Range, consistency: Consistency) -> Result<(Header, RangeResult), KeyspaceError> {
         if let Some(gate) = &self.gate {
+            self.waited.fetch_add(1, Ordering::SeqCst);
             gate.wait().await;
         }
         self.lead(consistency)?;
@@ -151,6 +156,7 @@ pub(crate) struct Running {
     pub(crate) address: SocketAddr,
     pub(crate) channel: Channel,
     server: tokio::task::JoinHandle<()>,
+    _open: DoorKeeper,
 }
 
 impl Drop for Running {
@@ -175,7 +181,9 @@ pub(crate) async fn start_with(keyspace: Local, observer: Arc<dyn Observer>) -> 
         socket.set_nodelay(true).ok()?;
         Some((socket, listener))
     });
-    let server = tokio::spawn(server.serve(connections, std::future::pending()));
+    let (door, open) = Door::to(server);
+    let connections = connections.map(move |socket| (socket, door.clone()));
+    let server = tokio::spawn(althing_api::serve(connections, std::future::pending()));
     let channel = Endpoint::from_shared(format!("http://{address}"))
         .expect("an address")
         .connect()
@@ -187,5 +195,6 @@ pub(crate) async fn start_with(keyspace: Local, observer: Arc<dyn Observer>) -> 
         address,
         channel,
         server,
+        _open: open,
     }
 }

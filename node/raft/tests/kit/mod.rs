@@ -84,6 +84,7 @@ pub(crate) struct Net {
     pub(crate) inflight_bytes_max: usize,
     pub(crate) heartbeat: Duration,
     pub(crate) demote_after: Duration,
+    pub(crate) hibernate_after: Option<Duration>,
     /// What the revisions of local reads tell.
     pub(crate) revisions: Revisions,
     /// Of each read under way: the last entry that wrote its keys and was applied by anybody when the read was invoked.
@@ -123,10 +124,17 @@ impl Net {
             inflight_bytes_max: 10_000,
             heartbeat: HEARTBEAT,
             demote_after: HEARTBEAT * 4,
+            hibernate_after: None,
             revisions: Revisions::OfKeys,
             floors: BTreeMap::new(),
             last_request: 100,
         };
+        net.born(n);
+        net
+    }
+
+    /// Members 1..=n, in a network that has none yet.
+    pub(crate) fn born(&mut self, n: u64) {
         // Born one after the other, as `Start::birth` does for the first.
         let steps = (1..=n).flat_map(|member| [ConfigStep::AddLearner(id(member)), ConfigStep::Promote(id(member))]);
         let entries: Vec<Entry> = steps
@@ -151,7 +159,7 @@ impl Net {
                 commit: Index(2 * n),
                 ..HardState::default()
             };
-            net.add(
+            self.add(
                 member,
                 Disk {
                     hard_state,
@@ -160,7 +168,6 @@ impl Net {
                 },
             );
         }
-        net
     }
 
     pub(crate) fn add(&mut self, member: u64, disk: Disk) {
@@ -193,6 +200,7 @@ impl Net {
             uncommitted_bytes_max: 100_000,
             drift_ppm: 20_000,
             demote_after: self.demote_after,
+            hibernate_after: self.hibernate_after,
             footprint,
         };
         let node = self.nodes.get_mut(&member).unwrap();

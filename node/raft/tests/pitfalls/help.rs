@@ -32,6 +32,7 @@ pub(crate) fn lone(voters: &[u64], start: Start) -> Raft {
         uncommitted_bytes_max: 1000,
         drift_ppm: 20_000,
         demote_after: kit::HEARTBEAT * 4,
+        hibernate_after: None,
         footprint: kit::footprint,
     };
     let voters = voters.iter().copied().map(id).collect();

@@ -35,6 +35,9 @@ impl Says {
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
             | Body::Committed { .. }
+            | Body::Hibernate { .. }
+            | Body::Hibernating { .. }
+            | Body::Alive { .. }
             | Body::Vote { .. }
             | Body::VoteReply { .. }
             | Body::Append { .. }

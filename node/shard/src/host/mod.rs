@@ -3,6 +3,7 @@
 mod ask;
 mod coalesce;
 mod group;
+mod neighbours;
 mod retire;
 mod stamps;
 mod turn;
@@ -14,6 +15,7 @@ use crate::envelope::{BootNonce, Envelope};
 use crate::pending::{Requests, Stage};
 use crate::policy::CutPolicy;
 use althing_raft::Raft;
+use althing_raft::entry::ConfigState;
 use althing_raft::ids::{GroupId, LogPosition, MemberId, Now};
 use althing_raft::io::{Config, Input, PersistSeq, RequestId, Role, Start, View};
 use althing_raft::mark::Mark;
@@ -21,6 +23,8 @@ use althing_raft::message::{Body, Message};
 use bytes::Bytes;
 use coalesce::coalesce;
 use group::Group;
+use neighbours::Neighbours;
+pub use neighbours::WAKES_PER_TURN_MAX;
 pub use stamps::{STAMPS_PER_TICKET_MAX, STAMPS_WAITING_MAX, TICKETS_MAX};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -47,6 +51,10 @@ pub struct HostConfig {
     pub nonce: BootNonce,
     /// How long to wait before trying again what a leader did not take.
     pub heartbeat_interval: Duration,
+    /// A node that says nothing for so long is taken for dead by groups that hibernate: the election timeout. Signs of life are then
+    /// exchanged once per heartbeat and pair of nodes. `None`: none are, so that no group may hibernate
+    /// ([`Config::hibernate_after`]).
+    pub silence: Option<Duration>,
     /// When a group's log is cut.
     pub cut: CutPolicy,
     /// Whether a command takes a revision from the sequencer of its group, if the group has one. Pure, and the same at every
@@ -85,6 +93,7 @@ pub struct Host {
     /// What each write under way makes durable.
     writes: BTreeMap<WriteToken, Vec<(GroupId, PersistSeq)>>,
     token: WriteToken,
+    neighbours: Neighbours,
     /// The last question to a sequencer.
     ticket: Ticket,
     /// Groups whose commands wait for a write under way to end.
@@ -105,6 +114,7 @@ impl Host {
             due: BTreeSet::new(),
             writes: BTreeMap::new(),
             token: WriteToken::default(),
+            neighbours: Neighbours::new(),
             ticket: Ticket::default(),
             waiting: BTreeSet::new(),
         }
@@ -113,12 +123,18 @@ impl Host {
     /// Starts a group; the next `poll` brings its first effects.
     ///
     /// # Panics
-    /// If there is one of this id, or the start contradicts itself.
+    /// If there is one of this id, or the start contradicts itself, or the group may hibernate where no signs of life are exchanged.
     pub fn add_group(&mut self, now: Now, start: GroupStart) {
+        assert!(
+            start.config.hibernate_after.is_none() || self.config.silence.is_some(),
+            "a group that hibernates needs signs of life"
+        );
         let id = start.config.group;
         let applied = start.start.applied.clone();
         let (raft, output) = Raft::new(start.config, start.start, now);
-        let before = self.groups.insert(id, Group::new(raft, applied));
+        let group = Group::new(raft, applied);
+        self.neighbours_change(now, &ConfigState::default(), &group.soft.config);
+        let before = self.groups.insert(id, group);
         assert!(before.is_none(), "invariant: group {id} is started once");
         self.absorb(now, id, output);
     }
@@ -131,6 +147,7 @@ impl Host {
         for event in events {
             self.take(now, event);
         }
+        self.look_around(now);
         while let Some((due, id)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
             self.due.remove(&(due, id));
             self.turn.touched.insert(id);
@@ -164,7 +181,8 @@ impl Host {
     #[must_use]
     pub fn next_deadline(&self) -> Option<Now> {
         let due = self.due.first().map(|(due, _)| *due);
-        due.into_iter().chain(self.requests.next_deadline()).min()
+        let look = self.config.silence.and_then(|_| self.neighbours.deadline());
+        due.into_iter().chain(look).chain(self.requests.next_deadline()).min()
     }
 
     /// A look at a group.
@@ -230,13 +248,15 @@ impl Host {
             } => self.resolve(now, request, group, deadline),
             Event::Sequenced { group, on } => self.sequenced(group, on),
             Event::Stamped { group, ticket, first } => self.stamped(now, group, ticket, first),
-            Event::Retire { group, ends_at } => self.retire(group, ends_at),
+            Event::Retire { group, ends_at } => self.retire(now, group, ends_at),
             Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
             Event::PeerSeen { member, address } => {
                 self.turn.peers |= self.book.seen(member, address);
             }
             Event::Unreachable(member) => {
-                for id in self.groups.keys().copied().collect::<Vec<_>>() {
+                let of_it = |(_, group): &(&GroupId, &Group)| group.soft.config.contains(member);
+                let groups: Vec<_> = self.groups.iter().filter(of_it).map(|(id, _)| *id).collect();
+                for id in groups {
                     self.step(now, id, Input::Unreachable(member));
                 }
             }
@@ -289,14 +309,17 @@ impl Host {
     }
 
     fn receive(&mut self, now: Now, message: Message) {
+        if message.to == self.config.me && message.from != self.config.me {
+            self.hear_node(now, &message);
+        }
         let readable = match &message.body {
             // What cannot be read must not get into the log, where every member would have to read it.
             // Only the leader gives stamps.
             Body::Forward { commands } => commands
                 .iter()
                 .all(|command| Envelope::decode(command.clone()).is_ok_and(|envelope| envelope.stamp.is_none())),
-            // Only whole snapshots count, and those come as `SnapshotReceived`.
-            Body::Snapshot { .. } => false,
+            // Only whole snapshots count, and those come as `SnapshotReceived`. Signs of life are for the host itself.
+            Body::Snapshot { .. } | Body::Alive { .. } => false,
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
             | Body::Committed { .. }
@@ -307,6 +330,8 @@ impl Host {
             | Body::AppendRejected { .. }
             | Body::Heartbeat { .. }
             | Body::HeartbeatReply { .. }
+            | Body::Hibernate { .. }
+            | Body::Hibernating { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
             | Body::ReadIndexReply { .. }

@@ -3,18 +3,19 @@
 use super::Host;
 use crate::effect::{Effect, Refusal};
 use crate::pending::Stage;
-use althing_raft::entry::HardState;
-use althing_raft::ids::{GroupId, Index, LogPosition};
+use althing_raft::entry::{ConfigState, HardState};
+use althing_raft::ids::{GroupId, Index, LogPosition, Now};
 
 impl Host {
     /// Forgets a group, but for its vote and its promises. Whoever waits for something that may have taken effect hears that, not that
     /// there is no group: only what certainly had none may be tried elsewhere.
-    pub(super) fn retire(&mut self, id: GroupId, ends_at: Option<LogPosition>) {
+    pub(super) fn retire(&mut self, now: Now, id: GroupId, ends_at: Option<LogPosition>) {
         let Some(group) = self.groups.get(&id) else { return };
         if ends_at.is_some_and(|end| end != group.raft.view().last) {
             return self.turn.effects.push(Effect::Kept { group: id });
         }
         let Some(group) = self.groups.remove(&id) else { return };
+        self.neighbours_change(now, &group.soft.config, &ConfigState::default());
         if let Some(at) = group.scheduled {
             self.due.remove(&(at, id));
         }

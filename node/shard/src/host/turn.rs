@@ -74,7 +74,7 @@ impl Host {
             self.turn.sends.entry(message.to).or_default().push(message);
         }
         if let Some(soft) = changed {
-            self.changed(id, soft);
+            self.changed(now, id, soft);
         }
         if !apply.is_empty() {
             self.apply(id, apply);
@@ -94,10 +94,11 @@ impl Host {
         }
     }
 
-    fn changed(&mut self, id: GroupId, soft: Soft) {
+    fn changed(&mut self, now: Now, id: GroupId, soft: Soft) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        let led = (group.soft.role == Role::Leader).then_some(group.soft.term);
-        group.soft = soft.clone();
+        let before = std::mem::replace(&mut group.soft, soft.clone());
+        self.neighbours_change(now, &before.config, &soft.config);
+        let led = (before.role == Role::Leader).then_some(before.term);
         if led.is_some_and(|term| soft.role != Role::Leader || soft.term != term) {
             self.abandon_stamps(id);
         }

@@ -108,8 +108,6 @@ impl RouteTable {
     pub fn shards_of(&self, keys: &KeyRange) -> &[Route] {
         match (keys, self.partitioning) {
             (KeyRange::Single(key), _) => std::slice::from_ref(self.shard_of(key)),
-            // The one that owns the part, if any does exactly.
-            (KeyRange::Part { span, .. }, _) => std::slice::from_ref(&self.routes[self.position(&span.start)]),
             (KeyRange::Between(start, end), _) if start >= end => &[],
             (KeyRange::Between(start, end), Partitioning::Range) => {
                 let behind = self.routes.partition_point(|route| route.span.start < end);

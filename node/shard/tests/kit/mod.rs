@@ -61,6 +61,7 @@ pub(crate) fn host(me: MemberId, boot: u64) -> Host {
         me,
         nonce: BootNonce(me.0 << 32 | boot),
         heartbeat_interval: HEARTBEAT,
+        silence: Some(ELECTION),
         cut: CutPolicy::PRODUCTION,
         needs_stamp,
     })
@@ -79,6 +80,7 @@ pub(crate) fn core_config(id: MemberId, seed: u64) -> Config {
         uncommitted_bytes_max: 1 << 20,
         drift_ppm: 10_000,
         demote_after: HEARTBEAT * 4,
+        hibernate_after: None,
         footprint: althing_shard::envelope::footprint,
     }
 }

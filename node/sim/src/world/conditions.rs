@@ -89,6 +89,9 @@ pub(crate) struct Conditions {
     /// How much faster than true time a clock may run in profiles without leases.
     pub(crate) clock_drift_ppm: u64,
 
+    /// Idleness after which a group hibernates, if it may.
+    #[serde(default)]
+    pub(crate) hibernate_after: Option<Duration>,
     /// What read leases add, if they are used.
     #[serde(default)]
     pub(crate) leases: Option<LeaseWeather>,
@@ -179,6 +182,10 @@ impl Conditions {
                 }
             }
         };
+        // From dice of its own: what was found without hibernation stays what it was.
+        let mut rng = Rng::split(seed, "hibernation", 0);
+        let spell = drawn.heartbeat_interval * u32::try_from(rng.between(1, 20)).expect("invariant: small");
+        drawn.hibernate_after = rng.chance(600).then_some(spell);
         drawn.chaos_time = chaos_time.unwrap_or(drawn.chaos_time);
         // A client rests now and then, so that its operations come in bursts and last about as long as chaos does.
         drawn.rest_max = 2 * 1000 / REST_PER_MILLE * drawn.chaos_time / u64::from(drawn.operations);
@@ -354,6 +361,7 @@ impl Conditions {
             compact_at_boot: rng.below(1000),
             clock_drift_ppm: maybe(rng, 500, 1, 20_000),
 
+            hibernate_after: None,
             leases: None,
 
             chaos_time: rng.between(10_000, 30_000) * MS,

@@ -114,6 +114,12 @@ impl World {
         // Writes first: messages of this turn may only promise what was durable before it, and the onlooker
         // must know the log that a new leader leads with.
         let view = process.host.view(GROUP).map(|view| view.raft);
+        let asleep = view.as_ref().filter(|view| view.hibernates);
+        if !std::mem::replace(&mut process.asleep, asleep.is_some()) {
+            asleep
+                .into_iter()
+                .for_each(|view| self.watch.falls_asleep(member, view));
+        }
         for effect in &effects {
             if let Effect::Write { writes, .. } = effect {
                 writes.iter().for_each(|write| self.watch.wrote(member, write));

@@ -88,6 +88,9 @@ impl LeaseWatch {
             | Body::Append { .. }
             | Body::AppendRejected { .. }
             | Body::Heartbeat { .. }
+            | Body::Hibernate { .. }
+            | Body::Hibernating { .. }
+            | Body::Alive { .. }
             | Body::Snapshot { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }

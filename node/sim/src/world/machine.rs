@@ -145,6 +145,8 @@ pub(crate) struct Process {
     pub(crate) next_request: u64,
     /// The next sync fails.
     pub(crate) sync_fails: bool,
+    /// Whether the group hibernates here.
+    pub(crate) asleep: bool,
 }
 
 impl Process {
@@ -237,6 +239,7 @@ pub(crate) fn start(
         me: machine.member,
         nonce,
         heartbeat_interval: conditions.heartbeat_interval,
+        silence: conditions.hibernate_after.map(|_| conditions.election_timeout),
         cut: conditions.cut(),
         needs_stamp: |_| true,
     });
@@ -252,6 +255,7 @@ pub(crate) fn start(
         uncommitted_bytes_max: conditions.uncommitted_bytes_max,
         drift_ppm: conditions.drift_bound_ppm(),
         demote_after: conditions.demote_after(),
+        hibernate_after: conditions.hibernate_after,
         footprint: althing_shard::envelope::footprint,
     };
     let entries = log.entries.clone();
@@ -276,6 +280,7 @@ pub(crate) fn start(
         open: BTreeMap::new(),
         next_request: 0,
         sync_fails: false,
+        asleep: false,
     };
     Ok(Found {
         process,

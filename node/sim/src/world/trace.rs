@@ -68,6 +68,9 @@ pub(crate) fn describe(message: &Message) -> String {
         | Body::AppendRejected { .. }
         | Body::Heartbeat { .. }
         | Body::HeartbeatReply { .. }
+        | Body::Hibernate { .. }
+        | Body::Hibernating { .. }
+        | Body::Alive { .. }
         | Body::TimeoutNow
         | Body::ReadIndex { .. }
         | Body::ReadIndexReply { .. }

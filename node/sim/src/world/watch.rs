@@ -7,7 +7,7 @@ use super::rounds::Rounds;
 use crate::rng::mix;
 use althing_raft::entry::{ConfigState, ConfigStep, Entry, HardState, Payload};
 use althing_raft::ids::{Index, LogPosition, MemberId, Term};
-use althing_raft::io::Soft;
+use althing_raft::io::{Role, Soft, View};
 use althing_raft::message::{Body, Message};
 use althing_shard::{Item, Work};
 use althing_wal::GroupWrite;
@@ -362,6 +362,9 @@ impl Watch {
             | Body::AppendRejected { .. }
             | Body::Heartbeat { .. }
             | Body::HeartbeatReply { .. }
+            | Body::Hibernate { .. }
+            | Body::Hibernating { .. }
+            | Body::Alive { .. }
             | Body::Snapshot { .. }
             | Body::TimeoutNow
             | Body::ReadIndex { .. }
@@ -440,6 +443,25 @@ impl Watch {
             self.violation(format!(
                 "{member} leads term {term} and commits up to entry {commit}, which is of term {}",
                 of.unwrap_or_default()
+            ));
+        }
+    }
+
+    /// A member begins to hibernate. If it leads, everybody has everything: nobody would bring it otherwise.
+    pub(crate) fn falls_asleep(&mut self, member: MemberId, view: &View) {
+        let (soft, last) = (&view.soft, view.last);
+        if soft.role != Role::Leader || self.copies_vanish {
+            return;
+        }
+        let lacks = |member: &MemberId| {
+            let log = self.durable.get(member);
+            log.is_none_or(|log| log.last().index < last.index)
+        };
+        if let Some(behind) = soft.config.members().into_iter().find(lacks) {
+            let term = soft.term;
+            self.violation(format!(
+                "{member} leads term {term} and hibernates, and {behind} does not have its entry {}",
+                last.index
             ));
         }
     }

@@ -292,6 +292,12 @@ pub struct Mvcc<S> {
 }
 
 impl<S: StateStore> Mvcc<S> {
+    /// Which group it is the state of.
+    #[must_use]
+    pub fn group(&self) -> GroupId {
+        self.group
+    }
+
     /// What it stands on.
     #[must_use]
     pub fn engine(&self) -> &S {

@@ -1,8 +1,7 @@
 //! From the planner's steps to what is done on one machine. Pure.
 
-use althing_admin::{AddLearnerRequest, BootstrapRequest, ConfigGuard, TransferLeaderRequest};
-use althing_plan::model::{MemberId, Observed, Ordinal, Step};
-use althing_plan::view::SHARD;
+use althing_admin::{AddLearnerRequest, BootstrapRequest, ConfigGuard, KeyspaceRequest, TransferLeaderRequest};
+use althing_plan::model::{Consensus, MemberId, Observed, Ordinal, Step};
 
 use super::ports::Ports;
 
@@ -45,6 +44,14 @@ pub(crate) enum Ask {
     Remove(String, ConfigGuard),
     /// Hand leadership over.
     TransferLeader(u64, TransferLeaderRequest),
+    /// Have a member emptied of replicas.
+    Drain(String),
+    /// Let a member take replicas again.
+    Undrain(String),
+    /// Make or change a keyspace.
+    PutKeyspace(String, KeyspaceRequest),
+    /// End a keyspace.
+    DropKeyspace(String),
 }
 
 /// What a step means here. An error says what the plan relied on and is not there: observing again cures it.
@@ -60,13 +67,7 @@ pub(crate) fn action(
             .ok_or_else(|| format!("{} has no ports yet", ordinal.member(cluster)))
     };
     let at_leader = |ask: Ask| {
-        let leader = observed
-            .consensus
-            .as_ref()
-            .map(|consensus| &consensus.leader)
-            .ok_or("there is no leader to ask")?;
-        let ordinal =
-            ordinal_of(observed, leader).ok_or_else(|| format!("the leader {leader} is none of this folder"))?;
+        let (_, ordinal) = leader(observed)?;
         Ok(Action::Ask {
             admin_url: admin_url(ordinal)?,
             ask,
@@ -117,12 +118,23 @@ pub(crate) fn action(
             let ordinal =
                 ordinal_of(observed, from).ok_or_else(|| format!("the leader {from} is none of this folder"))?;
             let request = TransferLeaderRequest { to: Some(to.0.clone()) };
+            let (consensus, _) = leader(observed)?;
             Ok(Action::Ask {
                 admin_url: admin_url(ordinal)?,
-                ask: Ask::TransferLeader(SHARD, request),
+                ask: Ask::TransferLeader(consensus.group, request),
             })
         }
+        Step::Drain { member } => at_leader(Ask::Drain(member.0.clone())),
+        Step::Undrain { member } => at_leader(Ask::Undrain(member.0.clone())),
     }
+}
+
+/// The leader of the members' group, and where it lives.
+pub(crate) fn leader(observed: &Observed) -> Result<(&Consensus, Ordinal), String> {
+    let consensus = observed.consensus.as_ref().ok_or("there is no leader to ask")?;
+    let leader = &consensus.leader;
+    let ordinal = ordinal_of(observed, leader).ok_or_else(|| format!("the leader {leader} is none of this folder"))?;
+    Ok((consensus, ordinal))
 }
 
 /// Where a member lives.
@@ -153,6 +165,7 @@ mod tests {
             workload: Workload::Running,
             workload_hash: None,
             host: None,
+            labels: BTreeMap::new(),
             report: Some(Report {
                 member_id: id(n),
                 cluster_id: None,
@@ -166,6 +179,7 @@ mod tests {
         Observed {
             slots: (0..2).map(|n| (Ordinal(n), slot(n))).collect(),
             consensus: leader.map(|leader| Consensus {
+                group: 0,
                 leader: id(leader),
                 config_index: 7,
                 voters: BTreeSet::from([id(leader)]),
@@ -213,13 +227,17 @@ mod tests {
                 expected_config_index: 9,
             }),
             at(&Step::TransferLeader { from: id(1), to: id(0) }),
+            at(&Step::Drain { member: id(0) }),
+            at(&Step::Undrain { member: id(0) }),
         ];
         expect![[r#"
             http://127.0.0.1:2381 Bootstrap(BootstrapRequest { cluster_id: "cccccccccccccccc" })
             http://127.0.0.1:2391 AddLearner(AddLearnerRequest { id: "0000000000000000", name: "orders-0", peer_address: "127.0.0.1:2380", client_urls: ["http://127.0.0.1:2379"], expected_config_index: Some(7) })
             http://127.0.0.1:2391 Promote("0000000000000000", ConfigGuard { expected_config_index: Some(8) })
             http://127.0.0.1:2391 Remove("0000000000000000", ConfigGuard { expected_config_index: Some(9) })
-            http://127.0.0.1:2391 TransferLeader(1, TransferLeaderRequest { to: Some("0000000000000000") })
+            http://127.0.0.1:2391 TransferLeader(0, TransferLeaderRequest { to: Some("0000000000000000") })
+            http://127.0.0.1:2391 Drain("0000000000000000")
+            http://127.0.0.1:2391 Undrain("0000000000000000")
         "#]]
         .assert_eq(&lines.concat());
     }

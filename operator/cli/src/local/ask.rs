@@ -5,7 +5,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use althing_admin::client::{AdminClient, AdminError};
-use althing_admin::{MemberList, NodeStatus};
+use althing_admin::{LayoutStatus, MemberList, NodeStatus};
 
 use super::action::Ask;
 
@@ -39,6 +39,11 @@ impl Asker {
         tokio::time::timeout(within, client.members()).await.ok()?.ok()
     }
 
+    /// The whole layout as a node has applied it.
+    pub(crate) async fn layout(&self, admin_url: &str) -> Result<LayoutStatus, AdminError> {
+        self.client(admin_url)?.layout().await
+    }
+
     /// Asks for a change. Each request names what it expects to find, so an answer that got lost does no harm.
     pub(crate) async fn ask(&self, admin_url: &str, ask: Ask) -> Result<(), AdminError> {
         let client = self.client(admin_url)?;
@@ -48,6 +53,10 @@ impl Asker {
             Ask::Promote(id, guard) => client.promote(&id, &guard).await.map(drop),
             Ask::Remove(id, guard) => client.remove(&id, &guard).await.map(drop),
             Ask::TransferLeader(shard, request) => client.transfer_leader(shard, &request).await.map(drop),
+            Ask::Drain(id) => client.drain(&id).await.map(drop),
+            Ask::Undrain(id) => client.undrain(&id).await.map(drop),
+            Ask::PutKeyspace(name, request) => client.put_keyspace(&name, &request).await.map(drop),
+            Ask::DropKeyspace(name) => client.drop_keyspace(&name).await.map(drop),
         }
     }
 }

@@ -5,7 +5,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use althing_crds::{RaftCluster, ShardLayout};
+use althing_crds::{DeletionPolicy, RaftCluster, ShardLayout};
 use axum::extract::{DefaultBodyLimit, Path as UrlPath, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -127,10 +127,14 @@ async fn delete_cluster(
 }
 
 async fn delete_layout(State(hub): State<Arc<Hub>>, UrlPath((namespace, name)): UrlPath<(String, String)>) -> Response {
-    let message = format!("shardlayout/{name} deleted; the keyspace and its data stay with the cluster");
-    match hub.delete_layout(&namespace, &name) {
-        Ok(false) => refused(StatusCode::NOT_FOUND, "no such layout"),
-        Ok(true) => said(Ok(vec![message])),
+    match hub.delete_layout(&namespace, &name, &now()) {
+        Ok(None) => refused(StatusCode::NOT_FOUND, "no such layout"),
+        Ok(Some(DeletionPolicy::Retain)) => said(Ok(vec![format!(
+            "shardlayout/{name} deleted; the keyspace and its data stay with the cluster"
+        )])),
+        Ok(Some(DeletionPolicy::Delete)) => said(Ok(vec![format!(
+            "shardlayout/{name} is being deleted, with its keyspace and the data in it"
+        )])),
         Err(error) => said(Err(error)),
     }
 }

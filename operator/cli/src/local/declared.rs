@@ -33,8 +33,8 @@ pub(crate) struct Change {
     pub(crate) message: String,
 }
 
-/// Layouts that one keyspace can have; this release has one keyspace.
-const MAX_LAYOUTS: usize = 1;
+/// Layouts that one cluster can have: each is a keyspace, whose groups cost memory on every member.
+const MAX_LAYOUTS: usize = 64;
 
 /// All clusters after `objects` were applied, or every reason why they cannot be; it is all or nothing.
 pub(crate) fn apply(mut all: All, objects: Vec<Object>, now: &Time) -> Result<(All, Vec<Change>), Vec<String>> {
@@ -110,7 +110,20 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
         .find(|(other, declared)| other.namespace == namespace && declared.layouts.contains_key(&name))
         .map(|(other, _)| other.clone());
     if let Some(old) = known.and_then(|other| all.get(&other)?.layouts.get(&name)) {
+        if old.meta().deletion_timestamp.is_some() {
+            return Err(vec!["is being deleted; apply it again when it is gone".to_owned()]);
+        }
         new.validate_cel_update(old).map_err(manifest::broken_rules)?;
+    }
+    let taken = all.get(&key).and_then(|declared| {
+        let mut others = declared.layouts.iter().filter(|(other, _)| **other != name);
+        others.find(|(_, other)| other.spec.keyspace == new.spec.keyspace)
+    });
+    if let Some((other, _)) = taken {
+        return Err(vec![format!(
+            "spec.keyspace: {:?} has the layout {other} already; change that one, or delete it first",
+            new.spec.keyspace,
+        )]);
     }
     let Some(declared) = all.get_mut(&key) else {
         return Err(vec![format!(
@@ -120,11 +133,9 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
     };
     let (metadata, verb) = match declared.layouts.get(&name) {
         None if declared.layouts.len() >= MAX_LAYOUTS => {
-            let others: Vec<&str> = declared.layouts.keys().map(String::as_str).collect();
             return Err(vec![format!(
-                "spec.keyspace: {:?} has the layout {} already; change that one, or delete it first",
-                new.spec.keyspace,
-                others.join(", ")
+                "RaftCluster {} has {MAX_LAYOUTS} layouts already, which is the most on one machine",
+                key.name
             )]);
         }
         None => {

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use althing_crds::{RaftCluster, RaftClusterStatus, ShardLayout, ShardLayoutStatus};
+use althing_crds::{DeletionPolicy, RaftCluster, RaftClusterStatus, ShardLayout, ShardLayoutStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::ResourceExt;
 use tokio::sync::{Notify, watch};
@@ -22,8 +22,8 @@ pub(crate) const MAX_CLUSTERS: usize = 16;
 pub(crate) struct Snapshot {
     /// The cluster's status.
     pub(crate) status: RaftClusterStatus,
-    /// The status of each of its layouts.
-    pub(crate) layout: ShardLayoutStatus,
+    /// The status of each of its layouts, by name.
+    pub(crate) layouts: BTreeMap<String, ShardLayoutStatus>,
     /// What is being done or waited for, and why; a sentence each.
     pub(crate) why: Vec<String>,
 }
@@ -119,8 +119,8 @@ impl Hub {
                 status: seen.map(|seen| seen.status.clone()),
                 ..declared.cluster.clone()
             });
-            layouts.extend(declared.layouts.values().map(|layout| ShardLayout {
-                status: seen.map(|seen| seen.layout.clone()),
+            layouts.extend(declared.layouts.iter().map(|(name, layout)| ShardLayout {
+                status: seen.and_then(|seen| seen.layouts.get(name).cloned()),
                 ..layout.clone()
             }));
         }
@@ -162,8 +162,13 @@ impl Hub {
         Ok(true)
     }
 
-    /// Deletes a layout; the keyspace's data stay with the cluster. False: there is none.
-    pub(crate) fn delete_layout(&self, namespace: &str, name: &str) -> Result<bool, Error> {
+    /// Deletes a layout: at once, or, if its keyspace goes with it, when that is gone. None: there is none.
+    pub(crate) fn delete_layout(
+        &self,
+        namespace: &str,
+        name: &str,
+        now: &Time,
+    ) -> Result<Option<DeletionPolicy>, Error> {
         let mut state = self.state();
         let found = state
             .all
@@ -171,13 +176,33 @@ impl Hub {
             .find(|(key, declared)| key.namespace == namespace && declared.layouts.contains_key(name))
             .map(|(key, declared)| (key.clone(), declared.clone()));
         let Some((key, mut declared)) = found else {
-            return Ok(false);
+            return Ok(None);
         };
-        declared.layouts.remove(name);
+        let policy = declared.layouts.get(name).map(|layout| layout.spec.deletion_policy);
+        match (policy, declared.layouts.get_mut(name)) {
+            (Some(DeletionPolicy::Delete), Some(layout)) => {
+                layout.metadata.deletion_timestamp.get_or_insert_with(|| now.clone());
+            }
+            (Some(DeletionPolicy::Delete | DeletionPolicy::Retain) | None, _) => {
+                declared.layouts.remove(name);
+            }
+        }
         self.save(&key, &declared)?;
         state.all.insert(key.clone(), declared);
         self.stir(&mut state, [&key]);
-        Ok(true)
+        Ok(policy)
+    }
+
+    /// The last of a layout that was deleted with its keyspace.
+    pub(crate) fn forget_layout(&self, key: &ClusterKey, name: &str) -> Result<(), Error> {
+        let mut state = self.state();
+        let Some(mut declared) = state.all.get(key).cloned() else {
+            return Ok(());
+        };
+        declared.layouts.remove(name);
+        self.save(key, &declared)?;
+        state.all.insert(key.clone(), declared);
+        Ok(())
     }
 
     /// The last of a deleted cluster: its processes are gone, it is declared no longer.

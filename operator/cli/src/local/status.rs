@@ -1,9 +1,9 @@
 //! From the planner's judgement to the custom resources' status, as the operator writes it. Pure; time is handed in.
 
-use althing_crds::{MemberStatus, RaftClusterStatus, ShardLayoutStatus, ShardState, names};
-use althing_plan::Assessment;
+use althing_crds::{MemberStatus, RaftClusterStatus, ShardLayoutStatus, names};
+use althing_plan::layout::LayoutAssessment;
 use althing_plan::model::Observed;
-use althing_plan::view::SHARD;
+use althing_plan::{Assessment, ConditionState};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
 
 /// Numbers of members and entries fit; what would not is shown as the largest.
@@ -11,7 +11,7 @@ fn clamp<T, U: TryFrom<T>>(value: T, most: U) -> U {
     U::try_from(value).unwrap_or(most)
 }
 
-/// The cluster's status. Conditions keep the time of their last transition from `before`.
+/// The cluster's status.
 pub(crate) fn cluster(
     name: &str,
     generation: Option<i64>,
@@ -21,26 +21,7 @@ pub(crate) fn cluster(
     before: &RaftClusterStatus,
     now: &Time,
 ) -> RaftClusterStatus {
-    let conditions = assessment
-        .conditions
-        .iter()
-        .map(|condition| {
-            let (kind, status) = (condition.kind.word(), condition.status.word());
-            let since = before
-                .conditions
-                .iter()
-                .find(|known| known.type_ == kind && known.status == status)
-                .map_or_else(|| now.clone(), |known| known.last_transition_time.clone());
-            Condition {
-                type_: kind.to_owned(),
-                status: status.to_owned(),
-                reason: condition.reason.clone(),
-                message: condition.message.clone(),
-                observed_generation: generation,
-                last_transition_time: since,
-            }
-        })
-        .collect();
+    let conditions = conditions(&assessment.conditions, &before.conditions, generation, now);
     let members = assessment
         .members
         .iter()
@@ -52,6 +33,8 @@ pub(crate) fn cluster(
             ready: row.ready,
             reason: row.reason.clone(),
             lag: row.lag.map(|lag| clamp(lag, i64::MAX)),
+            replicas: row.replicas.map(|replicas| clamp(replicas, i32::MAX)),
+            draining: row.draining,
             node: row.host.clone(),
             version: row.version.clone(),
         })
@@ -70,59 +53,54 @@ pub(crate) fn cluster(
     }
 }
 
-/// The status of a cluster's layout: this release has one shard, which every member holds. It is as ready as its cluster is
-/// available.
+/// The status of one layout.
 pub(crate) fn layout(
     generation: Option<i64>,
-    observed: &Observed,
-    cluster: &RaftClusterStatus,
+    assessment: &LayoutAssessment,
+    endpoint: &str,
     before: &ShardLayoutStatus,
     now: &Time,
 ) -> ShardLayoutStatus {
-    let available = cluster
-        .conditions
+    let conditions = conditions(&assessment.conditions, &before.conditions, generation, now);
+    match &assessment.table {
+        Some(table) => ShardLayoutStatus {
+            observed_generation: generation,
+            conditions,
+            current_shards: clamp(table.current_shards, i32::MAX),
+            revisions: table.revisions.map(ToOwned::to_owned),
+            endpoint: table.revisions.map(|_| endpoint.to_owned()),
+            bytes: table.bytes,
+            shards: table.shards.clone(),
+            shards_not_listed: clamp(table.not_listed, i32::MAX),
+            operations: table.operations.clone(),
+        },
+        // Nobody could tell: what was known stays.
+        None => ShardLayoutStatus {
+            observed_generation: generation,
+            conditions,
+            ..before.clone()
+        },
+    }
+}
+
+/// Conditions keep the time of their last transition.
+fn conditions(states: &[ConditionState], before: &[Condition], generation: Option<i64>, now: &Time) -> Vec<Condition> {
+    states
         .iter()
-        .find(|condition| condition.type_ == "Available");
-    let conditions = available
-        .map(|available| {
+        .map(|state| {
+            let (kind, status) = (state.kind.word(), state.status.word());
             let since = before
-                .conditions
                 .iter()
-                .find(|known| known.status == available.status)
+                .find(|known| known.type_ == kind && known.status == status)
                 .map_or_else(|| now.clone(), |known| known.last_transition_time.clone());
             Condition {
-                type_: "Ready".to_owned(),
+                type_: kind.to_owned(),
+                status: status.to_owned(),
+                reason: state.reason.clone(),
+                message: state.message.clone(),
                 observed_generation: generation,
                 last_transition_time: since,
-                ..available.clone()
             }
         })
-        .into_iter()
-        .collect();
-    let name_of = |id| {
-        observed
-            .consensus
-            .as_ref()
-            .and_then(|consensus| consensus.names.get(id))
-            .cloned()
-    };
-    let shards = observed.consensus.iter().map(|consensus| ShardState {
-        id: clamp(SHARD, i64::MAX),
-        leader: name_of(&consensus.leader),
-        voters: {
-            let mut voters: Vec<String> = consensus
-                .voters
-                .iter()
-                .map(|id| name_of(id).unwrap_or_else(|| id.to_string()))
-                .collect();
-            voters.sort_unstable();
-            voters
-        },
-    });
-    ShardLayoutStatus {
-        observed_generation: generation,
-        conditions,
-        current_shards: i32::from(observed.bootstrapped),
-        shards: shards.collect(),
-    }
+        .collect()
 }

@@ -4,8 +4,7 @@
 //! same functions.
 
 use std::collections::BTreeMap;
-use std::path::Path;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use althing_admin::NodeStatus;
@@ -18,17 +17,17 @@ use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
 
 use super::action::{Action, action};
-use super::ask::Asker;
 use super::declared::Declared;
 use super::files;
-use super::hub::{Ending, Hub, Snapshot};
+use super::hub::{Ending, Snapshot};
 use super::layout::{ClusterKey, MemberKey};
-use super::node_args::{Program, node_args, workload_hash};
-use super::ports::{PortBook, Ports};
-use super::runner::{Commands, Happening, Runner, ordinals};
+use super::layouts::{self, Look};
+use super::node_args::workload_hash;
+use super::ports::Ports;
+use super::runner::{Happening, Runner, ordinals};
+use super::shared::{NodeCommands, Shared};
 use super::status;
 use crate::error::Error;
-use crate::ui::Ui;
 use crate::view::members;
 use crate::view::paint::Tone;
 
@@ -50,83 +49,6 @@ struct Memory {
     retained: Vec<u32>,
     /// The last status: `clusterId` and `bootstrapped` are needed, the rest is for the curious.
     status: RaftClusterStatus,
-}
-
-/// Everything that the workers share.
-#[derive(Debug)]
-pub(crate) struct Shared {
-    /// What is declared and seen.
-    pub(crate) hub: Arc<Hub>,
-    /// Where it is shown.
-    pub(crate) ui: Arc<Ui>,
-    /// The node program.
-    pub(crate) program: Program,
-    /// Who has which ports.
-    pub(crate) ports: Mutex<PortBook>,
-    /// Where the search for ports begins.
-    pub(crate) first_port: u16,
-    /// Asks nodes.
-    pub(crate) asker: Asker,
-}
-
-impl Shared {
-    fn ports(&self, member: &MemberKey) -> Option<Ports> {
-        self.ports.lock().unwrap_or_else(PoisonError::into_inner).get(member)
-    }
-
-    fn allot(&self, member: &MemberKey) -> Result<Ports, Error> {
-        let mut book = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = book.get(member).is_some();
-        let free = |port: u16| std::net::TcpListener::bind(("127.0.0.1", port)).is_ok();
-        let ports = book
-            .allot(member, self.first_port, free)
-            .ok_or_else(|| Error::NoPorts {
-                member: member.node_name(),
-                first: self.first_port,
-            })?;
-        if !known {
-            files::write_json(&self.hub.layout().ports(), &*book)?;
-        }
-        Ok(ports)
-    }
-
-    fn release(&self, members: &[MemberKey]) -> Result<(), Error> {
-        let mut book = self.ports.lock().unwrap_or_else(PoisonError::into_inner);
-        for member in members {
-            book.release(member);
-        }
-        files::write_json(&self.hub.layout().ports(), &*book)
-    }
-}
-
-struct NodeCommands<'a> {
-    shared: &'a Shared,
-    key: &'a ClusterKey,
-    cluster: &'a ValidatedCluster,
-}
-
-impl Commands for NodeCommands<'_> {
-    fn program(&self) -> &Path {
-        &self.shared.program.path
-    }
-
-    fn args(&self, ordinal: Ordinal) -> Result<Vec<String>, Error> {
-        let member = MemberKey {
-            cluster: self.key.clone(),
-            ordinal,
-        };
-        let ports = self.shared.allot(&member)?;
-        Ok(node_args(
-            self.cluster,
-            &member,
-            ports,
-            &self.shared.hub.layout().volume(&member),
-        ))
-    }
-
-    fn workload_hash(&self) -> String {
-        workload_hash(self.cluster, &self.shared.program)
-    }
 }
 
 /// One cluster.
@@ -278,15 +200,19 @@ impl Worker {
         let planned = plan(&desired, &observed);
         let outcome = self.carry_out(&desired, &observed, &planned).await;
         self.tick(&cluster)?;
-        self.publish(&declared, &desired, &observed, &planned)?;
+        let now = Time(Timestamp::now());
+        let before = &self.before.layouts;
+        let look = layouts::look(&self.shared, &self.key, &declared, &cluster, &observed, before, &now).await?;
+        let busy = look.busy;
+        self.publish(&declared, &desired, &observed, &planned, look, &now)?;
         outcome?;
-        Ok(Turn::Again(
-            if planned.done || !planned.blocked.is_empty() && planned.steps.is_empty() {
-                IDLE
-            } else {
-                BUSY
-            },
-        ))
+        Ok(Turn::Again(if busy {
+            BUSY
+        } else if planned.done || !planned.blocked.is_empty() && planned.steps.is_empty() {
+            IDLE
+        } else {
+            BUSY
+        }))
     }
 
     async fn observe(&self) -> Result<Observed, Error> {
@@ -318,6 +244,7 @@ impl Worker {
                     workload_hash: hash,
                     report: None,
                     host,
+                    labels: BTreeMap::new(),
                 },
             );
         }
@@ -335,12 +262,18 @@ impl Worker {
                 slot.report = Some(view::report(status));
             }
         }
-        let consensus = match view::leader(statuses.iter().map(|(_, status)| status)) {
+        let all = || statuses.iter().map(|(_, status)| status);
+        let asker = &self.shared.asker;
+        let (consensus, places) = match view::leader(all()) {
             Some(leader) => {
-                let members = self.shared.asker.members(&leader.admin_url, PROBE).await;
-                members.and_then(|members| view::consensus(leader, &members))
+                let members = asker.members(&leader.admin_url, PROBE).await;
+                let layout = asker.layout(&leader.admin_url).await.ok();
+                (
+                    members.and_then(|members| view::consensus(leader, &members)),
+                    layout.map(|layout| view::places(&layout)),
+                )
             }
-            None => None,
+            None => (None, None),
         };
         Ok(Observed {
             cluster_id: self.memory.status.cluster_id.clone(),
@@ -348,6 +281,8 @@ impl Worker {
             slots,
             retained: self.memory.retained.iter().copied().map(Ordinal).collect(),
             consensus,
+            groups: view::groups(all()),
+            places,
         })
     }
 
@@ -423,10 +358,11 @@ impl Worker {
         desired: &Desired,
         observed: &Observed,
         planned: &Plan,
+        look: Look,
+        now: &Time,
     ) -> Result<(), Error> {
-        let now = Time(Timestamp::now());
         let assessment = assess(desired, observed, planned);
-        let why = explain(desired, observed, planned);
+        let activity = explain(desired, observed, planned);
         // The memory may be younger than what was observed.
         let observed = Observed {
             cluster_id: self.memory.status.cluster_id.clone(),
@@ -439,16 +375,13 @@ impl Worker {
             generation,
             &observed,
             &assessment,
-            why.clone(),
+            activity.clone(),
             &self.before.status,
-            &now,
+            now,
         );
-        let layout_generation = declared
-            .layouts
-            .values()
-            .next()
-            .and_then(|layout| layout.metadata.generation);
-        let layout_status = status::layout(layout_generation, &observed, &cluster_status, &self.before.layout, &now);
+        for (tone, line) in look.lines {
+            self.shared.ui.line(tone, &line);
+        }
 
         let rows = members::progress(&cluster_status.members);
         let done = planned.done
@@ -490,8 +423,8 @@ impl Worker {
         let worth_keeping = cluster_status.conditions != self.before.status.conditions;
         self.before = Snapshot {
             status: cluster_status.clone(),
-            layout: layout_status,
-            why,
+            layouts: look.statuses,
+            why: activity.into_iter().chain(look.why).collect(),
         };
         self.memory.status = cluster_status;
         self.shared.hub.publish(&self.key, self.before.clone());

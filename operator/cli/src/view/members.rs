@@ -116,6 +116,7 @@ pub(crate) fn status(paint: Paint, cluster: &RaftCluster, wide: bool) -> String 
         cluster.spec.members,
         status.leader.as_deref().unwrap_or("-"),
     ));
+    let with_replicas = status.members.iter().any(|member| member.replicas.is_some());
     let rows = status
         .members
         .iter()
@@ -131,8 +132,16 @@ pub(crate) fn status(paint: Paint, cluster: &RaftCluster, wide: bool) -> String 
                     cell(Tone::Bad, "no")
                 },
                 plain(member.lag.map(|lag| lag.to_string()).unwrap_or_default()),
-                plain(member.node.as_deref().unwrap_or_default()),
             ];
+            if with_replicas {
+                let replicas = member.replicas.map(|replicas| replicas.to_string()).unwrap_or_default();
+                row.push(if member.draining {
+                    cell(Tone::Warn, format!("{replicas} (leaving)"))
+                } else {
+                    plain(replicas)
+                });
+            }
+            row.push(plain(member.node.as_deref().unwrap_or_default()));
             if wide {
                 row.push(plain(member.version.as_deref().unwrap_or_default()));
             }
@@ -140,7 +149,11 @@ pub(crate) fn status(paint: Paint, cluster: &RaftCluster, wide: bool) -> String 
             row
         })
         .collect();
-    let mut heading = vec!["ORDINAL", "NAME", "ID", "ROLE", "READY", "LAG", "NODE"];
+    let mut heading = vec!["ORDINAL", "NAME", "ID", "ROLE", "READY", "LAG"];
+    if with_replicas {
+        heading.push("REPLICAS");
+    }
+    heading.push("NODE");
     if wide {
         heading.push("VERSION");
     }
@@ -216,6 +229,8 @@ mod tests {
                 "Silent: it does not answer on its admin API".to_owned()
             },
             lag,
+            replicas: None,
+            draining: false,
             node: Some(format!("127.0.0.1:{}", 2379 + 10 * ordinal)),
             version: ready.then(|| "0.1.0".to_owned()),
         }

@@ -1,0 +1,237 @@
+//! Hibernation: a group that has nothing to do stops its heartbeats and timers, at every member.
+//!
+//! A leader that has had nothing to do for a while, and whose followers have all that it has, offers to hibernate in place of a
+//! heartbeat. A follower that agrees stops its timer and says so; the leader stops its own when everybody has agreed. Until then it
+//! goes on offering, so a lost word costs nothing.
+//!
+//! Whoever hibernates trusts that its leader is there as long as the leader's *node* shows signs of life, which the shell watches
+//! once per pair of nodes, whatever the number of groups ([`Input::Silent`](crate::io::Input::Silent)). Such a sign is worth a heartbeat, no more: terms,
+//! votes and quorums are as ever. In particular a leader that hibernates has confirmed nothing and answers no read before a round; and it
+//! asks nobody for promises, so its followers' leases run out as if it had died, and read locally again after it woke.
+//!
+//! A leader wakes by anything that a client or a peer wants of it, a follower by any word of its leader, and each by a node's silence
+//! (pitfall P26: the silence is looked at again and again, not only when it begins). A follower lets its leader go at once if that one's
+//! node is silent or was started anew, or if it stands for election itself: then it leads no more.
+
+use crate::ids::{Index, MemberId, Now};
+use crate::io::Role;
+use crate::mark::Mark;
+use crate::message::Body;
+use crate::mutant::Mutant;
+use crate::progress::Flow;
+use crate::raft::Raft;
+use std::collections::BTreeSet;
+
+#[derive(Debug)]
+pub(crate) struct Hibernation {
+    /// No timer runs here.
+    pub(crate) asleep: bool,
+    /// When somebody last wanted something of this member.
+    active_at: Now,
+    /// At a leader: names the time since it last had something to do. Who agreed to an earlier offer may have woken since.
+    idle_spell: u64,
+    /// Who agreed to the offers of this spell.
+    agreed: BTreeSet<MemberId>,
+}
+
+impl Hibernation {
+    pub(crate) fn new(now: Now) -> Self {
+        Self {
+            asleep: false,
+            active_at: now,
+            idle_spell: 0,
+            agreed: BTreeSet::new(),
+        }
+    }
+}
+
+impl Raft {
+    /// Whether this member hibernates: nothing is due here, and nothing leaves, until something comes.
+    #[must_use]
+    pub fn hibernates(&self) -> bool {
+        self.hibernation.asleep
+    }
+
+    /// Somebody wants something.
+    pub(crate) fn stir(&mut self) {
+        self.hibernation.active_at = self.now;
+        self.hibernation.idle_spell += 1;
+        self.hibernation.agreed.clear();
+        // A follower passes wishes on. The leader's answer wakes it.
+        if self.hibernation.asleep && self.role == Role::Leader {
+            self.wake_leader();
+        }
+    }
+
+    /// As when its leadership began: everybody counts as heard from just now, and hears from it at once.
+    fn wake_leader(&mut self) {
+        Mark::LeaderWoke.hit();
+        self.hibernation.asleep = false;
+        let now = self.now;
+        for progress in self.progress.values_mut() {
+            progress.last_heard = now;
+            progress.advanced_at = now;
+        }
+        self.quorum_deadline = now.after(self.config.election_timeout);
+        self.broadcast_heartbeat();
+    }
+
+    fn idle_long_enough(&self) -> bool {
+        let idle = self.now.since(self.hibernation.active_at);
+        self.config.hibernate_after.is_some_and(|after| idle >= after)
+    }
+
+    /// Whether nothing is under way here but what timers would do.
+    fn quiet(&self) -> bool {
+        let last = self.log.last_index();
+        self.idle_long_enough()
+            && self.commit == last
+            && self.emitted == last
+            && self.applied == last
+            && self.installing.is_none()
+            && self.stand_until.is_none()
+            && self.reads.count == 0
+            && !self.writes_under_way()
+            && !self.lease_moves()
+    }
+
+    /// Whether a leader may stop: everybody is there and has everything.
+    fn may_hibernate(&self) -> bool {
+        let last = self.log.last_index();
+        let timeout = self.config.election_timeout;
+        let complete = |peer: &MemberId| {
+            self.progress.get(peer).is_some_and(|progress| {
+                let streams = matches!(progress.flow, Flow::Replicate(_));
+                let has_all = progress.matched == last && streams || Mutant::HibernateWithLaggard.active();
+                has_all && self.now.since(progress.last_heard) < timeout
+            })
+        };
+        self.role == Role::Leader
+            && self.committed_in_term()
+            && self.transfer.is_none()
+            && !self.members.is_joint()
+            && self.quiet()
+            && self.roster_settled()
+            && !self.reads.asks_wait()
+            && self.peers().iter().all(complete)
+    }
+
+    /// A leader's heartbeat is due: an offer takes its place where possible.
+    pub(crate) fn beat(&mut self) {
+        if !self.may_hibernate() {
+            self.hibernation.agreed.clear();
+            return self.broadcast_heartbeat();
+        }
+        self.heartbeat_deadline = self.next_beat();
+        let (commit, spell) = (self.commit, self.hibernation.idle_spell);
+        for peer in self.peers() {
+            if let Some(progress) = self.progress.get_mut(&peer) {
+                // Pitfall P29, should a rule above be broken on purpose.
+                let commit = commit.min(progress.matched);
+                progress.commit_told = progress.commit_told.max(commit);
+                self.send(peer, Body::Hibernate { commit, spell });
+            }
+        }
+        self.fall_asleep();
+    }
+
+    /// A leader stops when everybody has.
+    fn fall_asleep(&mut self) {
+        let agreed = self.peers().is_subset(&self.hibernation.agreed) || Mutant::HibernateUnasked.active();
+        if agreed && self.may_hibernate() {
+            Mark::Hibernated.hit();
+            self.hibernation.asleep = true;
+        }
+    }
+
+    /// The leader offers to hibernate. It counts as a heartbeat; who does not agree answers as to one.
+    pub(crate) fn on_hibernate(&mut self, from: MemberId, commit: Index, spell: u64) {
+        self.heard_leader(from);
+        if self.installing.is_none() {
+            self.commit_to(commit);
+        }
+        if self.quiet() && (self.commit == commit || Mutant::HibernateWithLaggard.active()) {
+            self.hibernation.asleep = true;
+            self.election_deadline = None;
+            self.send(from, Body::Hibernating { spell });
+        } else {
+            let stamp = self.stamp();
+            self.send(from, Body::HeartbeatReply { round: 0, stamp });
+        }
+    }
+
+    pub(crate) fn on_hibernating(&mut self, from: MemberId, spell: u64) {
+        if self.role == Role::Leader && !self.hibernation.asleep && spell == self.hibernation.idle_spell {
+            self.hibernation.agreed.insert(from);
+            self.fall_asleep();
+        }
+    }
+
+    /// What a message means to a member that hibernates, before anything else.
+    pub(crate) fn stir_by(&mut self, body: &Body) {
+        let wanted = match body {
+            // Somebody misses its leader, or wants something of it.
+            Body::PreVote { .. }
+            | Body::Vote { .. }
+            | Body::Forward { .. }
+            | Body::ReadIndex { .. }
+            | Body::AppendRejected { .. } => true,
+            // Answers may be late, and belong to what is done. What only a leader says wakes a follower when it is taken.
+            Body::PreVoteReply { .. }
+            | Body::VoteReply { .. }
+            | Body::Committed { .. }
+            | Body::Append { .. }
+            | Body::AppendAccepted { .. }
+            | Body::Heartbeat { .. }
+            | Body::HeartbeatReply { .. }
+            | Body::Hibernate { .. }
+            | Body::Hibernating { .. }
+            | Body::Snapshot { .. }
+            | Body::TimeoutNow
+            | Body::ReadIndexReply { .. }
+            | Body::Roster { .. }
+            // Promises are asked for and let go by themselves, not because somebody reads.
+            | Body::LeaseRequest { .. }
+            | Body::LeaseGrant { .. }
+            | Body::Revoke { .. }
+            | Body::Revoked { .. }
+            // Of nodes, not of groups.
+            | Body::Alive { .. } => false,
+        };
+        if wanted && self.role == Role::Leader {
+            self.stir();
+        }
+    }
+
+    /// The node of that member shows no sign of life, or has been started anew.
+    pub(crate) fn on_silent(&mut self, peer: MemberId) {
+        if !self.hibernation.asleep || Mutant::SleepThroughSilence.active() {
+            return;
+        }
+        if self.role == Role::Leader {
+            // Whether it still leads, the next rounds will tell.
+            if self.members.contains(peer) {
+                self.stir();
+            }
+        } else if self.leader == Some(peer) {
+            self.let_leader_go();
+        }
+    }
+
+    /// Somebody stands for election in a later term. If it is the one that this member trusts in its sleep, that one leads no more.
+    pub(crate) fn hear_candidate(&mut self, candidate: MemberId) {
+        if self.hibernation.asleep && self.leader == Some(candidate) {
+            self.let_leader_go();
+        }
+    }
+
+    /// A member that hibernates learns that its leader leads no more. Soon it stands, but not all members and groups at once.
+    pub(crate) fn let_leader_go(&mut self) {
+        Mark::FollowerWokeWithoutLeader.hit();
+        self.hibernation.asleep = false;
+        self.leader = None;
+        self.last_contact = None;
+        let jitter = self.rng.within(self.config.election_timeout);
+        self.election_deadline = Some(self.now.after(jitter));
+    }
+}

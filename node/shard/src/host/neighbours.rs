@@ -1,0 +1,184 @@
+//! The nodes that this one shares groups with, and whether they are there.
+//!
+//! Groups that hibernate send nothing. In their place each node says to each neighbour, once a heartbeat, that it is there: one
+//! small message for a pair of nodes, whatever the number of groups. A neighbour that says nothing for an election timeout is silent, and
+//! one that was started anew leads nothing any more; both wake the groups that hibernate and trust in it, a bounded number at a time.
+
+use super::{Group, Host};
+use althing_raft::entry::ConfigState;
+use althing_raft::ids::{GroupId, MemberId, Now, Term};
+use althing_raft::io::Input;
+use althing_raft::mark::Mark;
+use althing_raft::message::{Body, Message};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Groups that one turn wakes because of a node: a few milliseconds' work, then everybody else has a turn.
+pub const WAKES_PER_TURN_MAX: usize = 1_024;
+
+/// Another node.
+struct Neighbour {
+    /// Groups here whose configuration it belongs to.
+    groups: usize,
+    heard: Now,
+    /// Its boot, as it last said.
+    boot: Option<u64>,
+    silent: bool,
+}
+
+/// A group that must hear about a node.
+struct Wake {
+    peer: MemberId,
+    group: GroupId,
+    /// Silence may end before it is this group's turn; another boot stays one.
+    restarted: bool,
+}
+
+/// All other nodes that matter here.
+pub(super) struct Neighbours {
+    all: BTreeMap<MemberId, Neighbour>,
+    /// When to say again that this node is there.
+    beat_at: Now,
+    wakes: VecDeque<Wake>,
+}
+
+impl Neighbours {
+    pub(super) fn new() -> Self {
+        Self {
+            all: BTreeMap::new(),
+            beat_at: Now::default(),
+            wakes: VecDeque::new(),
+        }
+    }
+
+    /// When something must be said or looked at.
+    pub(super) fn deadline(&self) -> Option<Now> {
+        if !self.wakes.is_empty() {
+            return Some(Now::default());
+        }
+        (!self.all.is_empty()).then_some(self.beat_at)
+    }
+
+    fn heard(&mut self, now: Now, from: MemberId) {
+        if let Some(neighbour) = self.all.get_mut(&from) {
+            neighbour.heard = now;
+            neighbour.silent = false;
+        }
+    }
+
+    /// Whether it is another boot than the last one heard of.
+    fn boots(&mut self, from: MemberId, boot: u64) -> bool {
+        let neighbour = self.all.get_mut(&from);
+        let before = neighbour.and_then(|neighbour| neighbour.boot.replace(boot));
+        before.is_some_and(|before| before != boot)
+    }
+
+    /// Neighbours that nothing was heard of for so long, since this was last asked. A host that was held up itself cannot tell: what they
+    /// said may still lie before its door.
+    fn fall_silent(&mut self, now: Now, silence: Duration) -> Vec<MemberId> {
+        let held_up = now.since(self.beat_at) >= silence / 2;
+        let mut fell = Vec::new();
+        for (peer, neighbour) in &mut self.all {
+            if held_up {
+                neighbour.heard = now;
+            } else if !neighbour.silent && now.since(neighbour.heard) >= silence {
+                neighbour.silent = true;
+                fell.push(*peer);
+            }
+        }
+        fell
+    }
+}
+
+impl Host {
+    /// A configuration of a group here is another one.
+    pub(super) fn neighbours_change(&mut self, now: Now, before: &ConfigState, after: &ConfigState) {
+        if before == after {
+            return;
+        }
+        let (before, after) = (before.members(), after.members());
+        for peer in after.difference(&before).filter(|peer| **peer != self.config.me) {
+            let neighbour = self.neighbours.all.entry(*peer).or_insert(Neighbour {
+                groups: 0,
+                heard: now,
+                boot: None,
+                silent: false,
+            });
+            neighbour.groups += 1;
+        }
+        for peer in before.difference(&after) {
+            if let Some(neighbour) = self.neighbours.all.get_mut(peer) {
+                neighbour.groups -= 1;
+                if neighbour.groups == 0 {
+                    self.neighbours.all.remove(peer);
+                }
+            }
+        }
+    }
+
+    /// Whatever a node says is a sign of life.
+    pub(super) fn hear_node(&mut self, now: Now, message: &Message) {
+        if self.config.silence.is_none() {
+            return;
+        }
+        self.neighbours.heard(now, message.from);
+        if let Body::Alive { boot } = message.body
+            && self.neighbours.boots(message.from, boot)
+        {
+            Mark::NodeRestarted.hit();
+            self.wake_groups_of(message.from, true);
+        }
+    }
+
+    fn wake_groups_of(&mut self, peer: MemberId, restarted: bool) {
+        let sleeps = |(_, group): &(&GroupId, &Group)| group.raft.hibernates() && group.soft.config.contains(peer);
+        let groups = self.groups.iter().filter(sleeps);
+        let wakes = groups.map(|(id, _)| Wake {
+            peer,
+            group: *id,
+            restarted,
+        });
+        self.neighbours.wakes.extend(wakes);
+    }
+
+    /// Says that this node is there, looks who else is, and wakes some groups that trust in one who is not.
+    pub(super) fn look_around(&mut self, now: Now) {
+        let Some(silence) = self.config.silence else { return };
+        if !self.neighbours.all.is_empty() && self.neighbours.beat_at <= now {
+            for peer in self.neighbours.fall_silent(now, silence) {
+                Mark::NodeSilent.hit();
+                self.wake_groups_of(peer, false);
+            }
+            self.neighbours.beat_at = now.after(self.config.heartbeat_interval);
+            let boot = self.config.nonce.0;
+            for peer in self.neighbours.all.keys() {
+                self.turn.sends.entry(*peer).or_default().push(Message {
+                    group: GroupId::META,
+                    from: self.config.me,
+                    to: *peer,
+                    term: Term::ZERO,
+                    body: Body::Alive { boot },
+                });
+            }
+        }
+        for _ in 0..WAKES_PER_TURN_MAX {
+            let Some(wake) = self.neighbours.wakes.pop_front() else {
+                break;
+            };
+            let silent = self
+                .neighbours
+                .all
+                .get(&wake.peer)
+                .is_none_or(|neighbour| neighbour.silent);
+            if silent || wake.restarted {
+                self.step(now, wake.group, Input::Silent(wake.peer));
+            }
+        }
+    }
+
+    /// Groups that hibernate here.
+    #[must_use]
+    pub fn hibernating(&self) -> usize {
+        self.groups.values().filter(|group| group.raft.hibernates()).count()
+    }
+}
