@@ -117,6 +117,24 @@ impl Partitioning {
         }
     }
 
+    /// The slot of all keys that there could be in a range; `None` if keys are not hashed, or these may have several.
+    #[must_use]
+    pub fn slot_of_all(&self, keys: &KeyRange) -> Option<u32> {
+        let Self::Hash { prefix_segments, .. } = self else {
+            return None;
+        };
+        let (start, end) = match keys {
+            KeyRange::Single(key) => return self.slot(key),
+            KeyRange::Between(start, end) => (start, Some(end)),
+            KeyRange::From(start) => (start, None),
+            KeyRange::Part { start, end, .. } => (start, end.as_ref()),
+        };
+        let one_key =
+            end.is_some_and(|end| end.len() == start.len() + 1 && end.starts_with(start) && end.ends_with(&[0]));
+        let common = end.map_or(&[][..], |end| common_prefix(start, end));
+        (one_key || hashed_alike(common, *prefix_segments)).then(|| self.slot(start))?
+    }
+
     /// All of the keyspace.
     #[must_use]
     pub fn whole(&self) -> Span {
@@ -226,14 +244,11 @@ impl Territory {
                 Partitioning::Range => {
                     self.span.start <= *start && self.span.end.as_ref().is_none_or(|last| end <= last)
                 }
-                Partitioning::Hash { prefix_segments, .. } => {
-                    let one_key = end.len() == start.len() + 1 && end.starts_with(start) && end.ends_with(&[0]);
-                    (one_key || hashed_alike(common_prefix(start, end), prefix_segments)) && self.owns(start)
-                }
+                Partitioning::Hash { .. } => self.partitioning.slot_of_all(keys).is_some() && self.owns(start),
             },
             KeyRange::From(start) => match self.partitioning {
                 Partitioning::Range => self.span.start <= *start && self.span.end.is_none(),
-                Partitioning::Hash { prefix_segments, .. } => hashed_alike(&[], prefix_segments) && self.owns(start),
+                Partitioning::Hash { .. } => self.partitioning.slot_of_all(keys).is_some() && self.owns(start),
             },
         }
     }

@@ -20,10 +20,10 @@ mod rows;
 use crate::codec::shard::{decode_txn_id, encode_txn_id};
 use crate::codec::{CodecError, Reader, put_bytes, put_len};
 use crate::error::StoreError;
-use crate::mvcc::State;
 use crate::mvcc::layout::{AppliedRecord, Place, Row, RowId, SUB_MAX, Slot};
 use crate::mvcc::shard::Shard;
 use crate::mvcc::txns::{Table, TxnChanges};
+use crate::mvcc::{Index, State};
 use crate::state::{Batch, PageLimit, StateStore};
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::{GroupId, MemberId};
@@ -301,7 +301,7 @@ impl<S: StateStore> Import<S> {
                 (true, true) => Stage::Done,
             },
             chunks: self.seq,
-            rows: self.state.index.rows,
+            rows: self.state.index.sums.rows,
             last: self.last,
         }
     }
@@ -403,6 +403,7 @@ impl<S: StateStore> Import<S> {
             }
         }
         reader.finish("snapshot header").map_err(read)?;
+        self.state.index = Index::new(record.shard.territory.partitioning);
         self.state.record = record;
         self.started = true;
         Ok(())
@@ -455,8 +456,8 @@ impl<S: StateStore> Import<S> {
         };
         let rows = reader.u64("rows").map_err(read)?;
         reader.finish("snapshot end").map_err(read)?;
-        if rows != self.state.index.rows {
-            return Err(self.refuse(format!("{} rows came and {rows} were sent", self.state.index.rows)));
+        if rows != self.state.index.sums.rows {
+            return Err(self.refuse(format!("{} rows came and {rows} were sent", self.state.index.sums.rows)));
         }
         self.complete = true;
         Ok(())

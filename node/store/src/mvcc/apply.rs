@@ -82,6 +82,7 @@ impl State {
     /// Adds what was applied.
     pub(super) fn take_in(&mut self, news: News) {
         self.record = news.record;
+        self.index.set_partitioning(self.record.shard.territory.partitioning);
         for (key, history) in news.delta {
             self.index.extend(&key, history.head, &history.changes);
         }

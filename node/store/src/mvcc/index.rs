@@ -1,9 +1,11 @@
 //! The key index: every key's changes, in memory, rebuilt from the rows at open.
 
 use crate::mvcc::layout::{Place, ROW_KEY_BYTES, Row, RowId, SUB_MAX};
-use crate::ops::{KeyRange, Partitioning, Span};
+use crate::ops::{KeyRange, Partitioning};
 use bytes::Bytes;
-use std::collections::{BTreeMap, btree_map};
+use std::cmp::Reverse;
+use std::collections::binary_heap::PeekMut;
+use std::collections::{BTreeMap, BinaryHeap, btree_map};
 use std::ops::Bound;
 
 /// One change: where its row is. 16 bytes, because there are as many as rows.
@@ -86,12 +88,21 @@ impl History {
     pub(crate) fn bytes(&self) -> u64 {
         self.changes.iter().map(|change| change.bytes()).sum()
     }
+
+    /// How many of its changes nobody at or after a revision can see, counted from the oldest.
+    fn prunable(&self, compacted: i64) -> usize {
+        let upto = self.changes.partition_point(|change| change.main <= compacted);
+        match upto.checked_sub(1).map(|at| self.changes[at]) {
+            None => 0,
+            Some(last) if last.removal() && last.main < compacted => upto,
+            Some(_) => upto - 1,
+        }
+    }
 }
 
-/// All keys.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(crate) struct Index {
-    keys: BTreeMap<Box<[u8]>, History>,
+/// Sums over some keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Sums {
     /// Keys that are there now.
     pub(crate) live_keys: u64,
     /// Rows there are.
@@ -102,43 +113,78 @@ pub(crate) struct Index {
     by_source: Vec<u64>,
 }
 
-/// Sums over some keys.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct Sums {
-    live_keys: u64,
-    rows: u64,
-    bytes: u64,
-    by_source: Vec<u64>,
-}
-
 impl Sums {
-    fn add(&mut self, history: &History) {
+    fn add(&mut self, change: Change) {
+        self.rows += 1;
+        self.bytes += change.bytes();
+        *self.of(change.source()) += 1;
+    }
+
+    fn remove(&mut self, change: Change) {
+        self.rows -= 1;
+        self.bytes -= change.bytes();
+        *self.of(change.source()) -= 1;
+    }
+
+    fn add_key(&mut self, history: &History) {
         self.live_keys += u64::from(history.head.version > 0);
-        self.rows += history.changes.len() as u64;
-        for change in &history.changes {
-            self.bytes += change.bytes();
-            *count_of(&mut self.by_source, change.source()) += 1;
+        history.changes.iter().for_each(|change| self.add(*change));
+    }
+
+    fn add_all(&mut self, other: &Self) {
+        self.live_keys += other.live_keys;
+        self.rows += other.rows;
+        self.bytes += other.bytes;
+        for (source, rows) in (0_u8..=u8::MAX).zip(&other.by_source) {
+            *self.of(source) += rows;
         }
     }
+
+    fn remove_all(&mut self, other: &Self) {
+        self.live_keys -= other.live_keys;
+        self.rows -= other.rows;
+        self.bytes -= other.bytes;
+        for (source, rows) in (0_u8..=u8::MAX).zip(&other.by_source) {
+            *self.of(source) -= rows;
+        }
+    }
+
+    fn of(&mut self, source: u8) -> &mut u64 {
+        let at = usize::from(source);
+        if self.by_source.len() <= at {
+            self.by_source.resize(at + 1, 0);
+        }
+        &mut self.by_source[at]
+    }
 }
 
-fn count_of(counts: &mut Vec<u64>, source: u8) -> &mut u64 {
-    let at = usize::from(source);
-    if counts.len() <= at {
-        counts.resize(at + 1, 0);
-    }
-    &mut counts[at]
+/// The keys of one slot.
+#[derive(Debug, Default)]
+struct Bucket {
+    keys: BTreeMap<Box<[u8]>, History>,
+    sums: Sums,
+}
+
+/// All keys. Those of each slot are by themselves, so that a shard can be cut between slots without a look at its keys.
+#[derive(Debug, Default)]
+pub(crate) struct Index {
+    partitioning: Partitioning,
+    /// One, of number 0, if keys are not hashed.
+    buckets: BTreeMap<u32, Bucket>,
+    /// Over all of them.
+    pub(crate) sums: Sums,
 }
 
 /// Where a sweep goes on.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct SweepCursor {
-    /// The last key that is done; `None` at the beginning.
-    pub(crate) after: Option<Box<[u8]>>,
+    bucket: u32,
+    /// The last key of it that is done; `None` at the beginning.
+    after: Option<Box<[u8]>>,
 }
 
 /// What `BTreeMap::range` takes.
-pub(crate) type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
+type Bounds<'a> = (Bound<&'a [u8]>, Bound<&'a [u8]>);
 
 /// Bounds of a range, `None` if it is empty (a `BTreeMap` panics at some of those).
 pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
@@ -154,34 +200,78 @@ pub(crate) fn bounds(keys: &KeyRange) -> Option<Bounds<'_>> {
     }
 }
 
-fn span_after(at: &[u8]) -> Span {
-    Span {
-        start: Bytes::copy_from_slice(at),
-        end: None,
-    }
+/// Number of the slot at which a hashed shard is cut.
+fn slot_at(at: &[u8]) -> u32 {
+    let number = at.try_into().map(u32::from_be_bytes);
+    number.expect("invariant: hashed shards are cut at keys of a slot number's length")
 }
 
 impl Index {
-    pub(crate) fn get(&self, key: &[u8]) -> Option<&History> {
-        self.keys.get(key)
+    pub(crate) fn new(partitioning: Partitioning) -> Self {
+        Self {
+            partitioning,
+            ..Self::default()
+        }
     }
 
-    pub(crate) fn range<'a>(&'a self, bounds: Bounds<'_>) -> btree_map::Range<'a, Box<[u8]>, History> {
-        self.keys.range::<[u8], _>(bounds)
+    /// Puts keys in order in another way.
+    pub(crate) fn set_partitioning(&mut self, partitioning: Partitioning) {
+        if partitioning != self.partitioning {
+            let old = std::mem::replace(self, Self::new(partitioning));
+            for (key, history) in old.buckets.into_values().flat_map(|bucket| bucket.keys) {
+                self.sums.add_key(&history);
+                let bucket = self
+                    .buckets
+                    .entry(self.partitioning.slot(&key).unwrap_or(0))
+                    .or_default();
+                bucket.sums.add_key(&history);
+                bucket.keys.insert(key, history);
+            }
+        }
+    }
+
+    fn bucket_of(&self, key: &[u8]) -> u32 {
+        self.partitioning.slot(key).unwrap_or(0)
+    }
+
+    pub(crate) fn get(&self, key: &[u8]) -> Option<&History> {
+        self.buckets.get(&self.bucket_of(key))?.keys.get(key)
+    }
+
+    /// Keys of a range with their histories, in order.
+    pub(crate) fn range(&self, keys: &KeyRange) -> Keys<'_> {
+        let Some(bounds) = bounds(keys) else {
+            return Keys::None;
+        };
+        let only = match self.partitioning {
+            Partitioning::Range => Some(0),
+            Partitioning::Hash { .. } => self.partitioning.slot_of_all(keys),
+        };
+        match only {
+            Some(bucket) => match self.buckets.get(&bucket) {
+                Some(bucket) => Keys::One(bucket.keys.range::<[u8], _>(bounds)),
+                None => Keys::None,
+            },
+            None => Keys::Many(Merge::new(
+                self.buckets.values().map(|bucket| bucket.keys.range::<[u8], _>(bounds)),
+            )),
+        }
     }
 
     /// Adds changes that are newer than all the key has.
     pub(crate) fn extend(&mut self, key: &[u8], head: Head, changes: &[Change]) {
-        let history = match self.keys.get_mut(key) {
+        let bucket = self
+            .buckets
+            .entry(self.partitioning.slot(key).unwrap_or(0))
+            .or_default();
+        let history = match bucket.keys.get_mut(key) {
             Some(history) => history,
-            None => self.keys.entry(key.into()).or_default(),
+            None => bucket.keys.entry(key.into()).or_default(),
         };
-        self.live_keys -= u64::from(history.head.version > 0);
-        self.live_keys += u64::from(head.version > 0);
-        self.rows += changes.len() as u64;
-        for change in changes {
-            self.bytes += change.bytes();
-            *count_of(&mut self.by_source, change.source()) += 1;
+        for sums in [&mut self.sums, &mut bucket.sums] {
+            sums.live_keys -= u64::from(history.head.version > 0);
+            sums.live_keys += u64::from(head.version > 0);
+            changes.iter().for_each(|change| sums.add(*change));
         }
         history.head = head;
         history.changes.extend_from_slice(changes);
@@ -194,154 +284,158 @@ impl Index {
             version: live.version,
         });
         let change = Change::new(place, row_bytes, row.live.is_none());
-        if let Some(history) = self.keys.get_mut(&row.key[..])
+        let number = self.bucket_of(&row.key);
+        if let Some(bucket) = self.buckets.get_mut(&number)
+            && let Some(history) = bucket.keys.get_mut(&row.key[..])
             && history.changes.last().is_some_and(|last| last.main > change.main)
         {
             let at = history.changes.partition_point(|before| before.main <= change.main);
             history.changes.insert(at, change);
-            self.rows += 1;
-            self.bytes += change.bytes();
-            *count_of(&mut self.by_source, change.source()) += 1;
+            self.sums.add(change);
+            bucket.sums.add(change);
             return;
         }
         self.extend(&row.key, head, &[change]);
     }
 
-    /// Forgets, for up to `keys_max` keys after `after`, what nobody at or after `compacted` can see, up to `rows_max`
+    /// Forgets, for up to `keys_max` keys from a cursor on, what nobody at or after `compacted` can see, up to `rows_max`
     /// rows. Gives the rows, and where to go on (`None` if this was the end).
     ///
     /// Of each key stays the last change at or before `compacted`, unless that is a removal before it: a removal at
     /// exactly `compacted` stays, because a watch may still start there (etcd#19179).
     pub(crate) fn prune(
         &mut self,
-        after: Option<&[u8]>,
+        cursor: SweepCursor,
         compacted: i64,
         keys_max: usize,
         rows_max: usize,
     ) -> (Vec<Place>, Option<SweepCursor>) {
-        let start = after.map_or(Bound::Unbounded, Bound::Excluded);
         let mut dropped = Vec::new();
-        let mut emptied = Vec::new();
-        let mut next: Option<Box<[u8]>> = None;
-        let mut more = false;
-        for (at, (key, history)) in self.keys.range_mut::<[u8], _>((start, Bound::Unbounded)).enumerate() {
-            if at == keys_max || dropped.len() >= rows_max {
-                break;
+        let mut keys = 0;
+        let SweepCursor {
+            bucket: first,
+            mut after,
+        } = cursor;
+        for (number, bucket) in self.buckets.range_mut(first..) {
+            if *number != first {
+                after = None;
             }
-            let upto = history.changes.partition_point(|change| change.main <= compacted);
-            let gone = match upto.checked_sub(1).map(|at| history.changes[at]) {
-                None => 0,
-                Some(last) if last.removal() && last.main < compacted => upto,
-                Some(_) => upto - 1,
-            };
-            // A key with a long history may take several steps: its oldest changes go first, which is always right.
-            let now = gone.min(rows_max - dropped.len());
-            for change in history.changes.drain(..now) {
-                self.rows -= 1;
-                self.bytes -= change.bytes();
-                *count_of(&mut self.by_source, change.source()) -= 1;
-                dropped.push(change.place());
+            let mut emptied = Vec::new();
+            let mut stopped = None;
+            let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+            for (key, history) in bucket.keys.range_mut::<[u8], _>((start, Bound::Unbounded)) {
+                if keys == keys_max || dropped.len() >= rows_max {
+                    stopped = Some(());
+                    break;
+                }
+                keys += 1;
+                // A key with a long history may take several steps: its oldest changes go first, which is always right.
+                let gone = history.prunable(compacted);
+                let now = gone.min(rows_max - dropped.len());
+                for change in history.changes.drain(..now) {
+                    self.sums.remove(change);
+                    bucket.sums.remove(change);
+                    dropped.push(change.place());
+                }
+                if now < gone {
+                    stopped = Some(());
+                    break;
+                }
+                if history.changes.is_empty() {
+                    emptied.push(key.clone());
+                }
+                after = Some(key.clone());
             }
-            if now < gone {
-                more = true;
-                break;
+            for key in emptied {
+                bucket.keys.remove(&key);
             }
-            if history.changes.is_empty() {
-                emptied.push(key.clone());
+            if stopped.is_some() {
+                return (dropped, Some(SweepCursor { bucket: *number, after }));
             }
-            next = Some(key.clone());
         }
-        for key in emptied {
-            self.keys.remove(&key);
-        }
-        let last = next.or_else(|| after.map(Into::into));
-        let start = last.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
-        let more = more || self.keys.range::<[u8], _>((start, Bound::Unbounded)).next().is_some();
-        (dropped, more.then_some(SweepCursor { after: last }))
+        (dropped, None)
     }
 
     /// Rows of a source.
     pub(crate) fn rows_of(&self, source: u8) -> u64 {
-        self.by_source.get(usize::from(source)).copied().unwrap_or_default()
+        self.sums
+            .by_source
+            .get(usize::from(source))
+            .copied()
+            .unwrap_or_default()
+    }
+
+    /// Bytes of each slot that has any, if keys are hashed.
+    pub(crate) fn bytes_of_slots(&self) -> impl Iterator<Item = (u32, u64)> {
+        let buckets = self.buckets.iter().filter(|(_, bucket)| bucket.sums.rows > 0);
+        buckets.map(|(slot, bucket)| (*slot, bucket.sums.bytes))
     }
 
     /// What there is at and after a partition key.
-    pub(crate) fn sums_after(&self, partitioning: Partitioning, at: &[u8]) -> Sums {
+    pub(crate) fn sums_after(&self, at: &Bytes) -> Sums {
         let mut sums = Sums::default();
-        match partitioning {
+        match self.partitioning {
             Partitioning::Range => {
-                let after = self.range((Bound::Included(at), Bound::Unbounded));
-                after.for_each(|(_, history)| sums.add(history));
+                let after = self.range(&KeyRange::From(at.clone()));
+                after.for_each(|(_, history)| sums.add_key(history));
             }
             Partitioning::Hash { .. } => {
-                let after = span_after(at);
-                let inside = self.keys.iter().filter(|(key, _)| partitioning.is_in(key, &after));
-                inside.for_each(|(_, history)| sums.add(history));
+                let after = self.buckets.range(slot_at(at)..);
+                after.for_each(|(_, bucket)| sums.add_all(&bucket.sums));
             }
         }
         sums
     }
 
     /// Takes out what is at and after a partition key, of which these are the sums.
-    pub(crate) fn split_off(&mut self, partitioning: Partitioning, at: &[u8], sums: Sums) -> Self {
-        let keys = match partitioning {
-            Partitioning::Range => self.keys.split_off(at),
-            Partitioning::Hash { .. } => {
-                let after = span_after(at);
-                self.keys
-                    .extract_if(.., |key, _| partitioning.is_in(key, &after))
-                    .collect()
-            }
+    pub(crate) fn split_off(&mut self, at: &Bytes, sums: Sums) -> Self {
+        self.sums.remove_all(&sums);
+        let mut buckets = match self.partitioning {
+            Partitioning::Range => BTreeMap::new(),
+            Partitioning::Hash { .. } => self.buckets.split_off(&slot_at(at)),
         };
-        let Sums {
-            live_keys,
-            rows,
-            bytes,
-            by_source,
-        } = sums;
-        self.live_keys -= live_keys;
-        self.rows -= rows;
-        self.bytes -= bytes;
-        for (rows, gone) in self.by_source.iter_mut().zip(&by_source) {
-            *rows -= gone;
+        if self.partitioning == Partitioning::Range
+            && let Some(bucket) = self.buckets.get_mut(&0)
+        {
+            let keys = bucket.keys.split_off(&at[..]);
+            bucket.sums.remove_all(&sums);
+            let sums = sums.clone();
+            buckets.insert(0, Bucket { keys, sums });
         }
         Self {
-            keys,
-            live_keys,
-            rows,
-            bytes,
-            by_source,
+            partitioning: self.partitioning,
+            buckets,
+            sums,
         }
     }
 
     /// Gives sources other numbers: the one at each place of the list becomes the one that stands there.
     pub(crate) fn renumber(&mut self, numbers: &[u8]) {
-        let mut by_source = Vec::new();
-        for history in self.keys.values_mut() {
-            for change in &mut history.changes {
+        let sums = |sums: &mut Sums| {
+            let mut by_source = std::mem::take(&mut sums.by_source).into_iter().zip(numbers);
+            by_source.by_ref().for_each(|(rows, number)| *sums.of(*number) += rows);
+        };
+        sums(&mut self.sums);
+        for bucket in self.buckets.values_mut() {
+            sums(&mut bucket.sums);
+            for change in bucket.keys.values_mut().flat_map(|history| &mut history.changes) {
                 let number = numbers[usize::from(change.source())];
                 change.rest = change.rest & !(u32::from(u8::MAX) << SOURCE_SHIFT) | u32::from(number) << SOURCE_SHIFT;
-                *count_of(&mut by_source, number) += 1;
             }
         }
-        self.by_source = by_source;
     }
 
-    /// Takes in other keys.
+    /// Takes in other keys, put in order in the same way.
     pub(crate) fn append(&mut self, other: Self) {
-        let Self {
-            mut keys,
-            live_keys,
-            rows,
-            bytes,
-            by_source,
-        } = other;
-        self.keys.append(&mut keys);
-        self.live_keys += live_keys;
-        self.rows += rows;
-        self.bytes += bytes;
-        for (source, rows) in (0_u8..=u8::MAX).zip(by_source) {
-            *count_of(&mut self.by_source, source) += rows;
+        assert_eq!(
+            self.partitioning, other.partitioning,
+            "invariant: neighbours are of one keyspace"
+        );
+        self.sums.add_all(&other.sums);
+        for (number, mut bucket) in other.buckets {
+            let own = self.buckets.entry(number).or_default();
+            own.keys.append(&mut bucket.keys);
+            own.sums.add_all(&bucket.sums);
         }
     }
 
@@ -349,13 +443,84 @@ impl Index {
     pub(crate) fn take_some(&mut self, rows_max: usize) -> Vec<Place> {
         let mut places = Vec::new();
         while places.len() < rows_max
-            && let Some(mut first) = self.keys.first_entry()
+            && let Some(mut bucket) = self.buckets.first_entry()
         {
+            let Some(mut first) = bucket.get_mut().keys.first_entry() else {
+                drop(bucket.remove());
+                continue;
+            };
             match first.get_mut().changes.pop() {
                 Some(change) => places.push(change.place()),
                 None => drop(first.remove()),
             }
         }
         places
+    }
+}
+
+/// Keys of one bucket.
+type Bucketful<'a> = btree_map::Range<'a, Box<[u8]>, History>;
+/// A key, and the place of its bucket among the others. The smallest is the first to come.
+type NextKey<'a> = Reverse<(&'a Box<[u8]>, usize)>;
+
+/// Keys with their histories, in order.
+pub(crate) enum Keys<'a> {
+    None,
+    One(Bucketful<'a>),
+    Many(Merge<'a>),
+}
+
+impl<'a> Iterator for Keys<'a> {
+    type Item = (&'a Box<[u8]>, &'a History);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        match self {
+            Self::None => None,
+            Self::One(keys) => keys.next(),
+            Self::Many(keys) => keys.next(),
+        }
+    }
+}
+
+/// Keys of several buckets in one order.
+pub(crate) struct Merge<'a> {
+    /// The next key of each bucket that has one.
+    next: BinaryHeap<NextKey<'a>>,
+    /// The history of that key, and what comes after it.
+    rest: Vec<(&'a History, Bucketful<'a>)>,
+}
+
+impl<'a> Merge<'a> {
+    fn new(buckets: impl Iterator<Item = Bucketful<'a>>) -> Self {
+        let (mut next, mut rest) = (Vec::new(), Vec::new());
+        for mut keys in buckets {
+            if let Some((key, history)) = keys.next() {
+                next.push(Reverse((key, rest.len())));
+                rest.push((history, keys));
+            }
+        }
+        Self {
+            next: next.into(),
+            rest,
+        }
+    }
+}
+
+impl<'a> Iterator for Merge<'a> {
+    type Item = (&'a Box<[u8]>, &'a History);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let mut first = self.next.peek_mut()?;
+        let Reverse((key, at)) = *first;
+        let (history, rest) = &mut self.rest[at];
+        let found = (key, *history);
+        match rest.next() {
+            Some((key, after)) => {
+                *first = Reverse((key, at));
+                *history = after;
+            }
+            None => drop(PeekMut::pop(first)),
+        }
+        Some(found)
     }
 }

@@ -532,14 +532,12 @@ impl<S: StateStore> Mvcc<S> {
     pub fn size(&self) -> Result<StoreSize, StoreError> {
         let on_disk = self.store.size_on_disk()?;
         let state = self.read();
-        let Index {
-            bytes, live_keys, rows, ..
-        } = &state.index;
+        let sums = &state.index.sums;
         Ok(StoreSize {
             on_disk,
-            in_use: *bytes,
-            keys: *live_keys,
-            revisions: *rows,
+            in_use: sums.bytes,
+            keys: sums.live_keys,
+            revisions: sums.rows,
         })
     }
 

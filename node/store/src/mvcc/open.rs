@@ -5,7 +5,7 @@ use crate::mvcc::layout::{AppliedRecord, Place, Row, Slot, slot_key};
 use crate::mvcc::refs::{SlotRecord, clear_unused, put_sources, referred_to};
 use crate::mvcc::sources::Source;
 use crate::mvcc::txns::Table;
-use crate::mvcc::{Mvcc, State, Writer, walk};
+use crate::mvcc::{Index, Mvcc, State, Writer, walk};
 use crate::state::{Batch, KeySpan, StateStore};
 use althing_raft::ids::GroupId;
 use std::sync::{Mutex, RwLock};
@@ -75,6 +75,7 @@ impl State {
         if let Some(bytes) = store.get(&slot.applied_key())? {
             self.record = AppliedRecord::decode(bytes).map_err(unreadable("the applied record"))?;
         }
+        self.index = Index::new(self.record.shard.territory.partitioning);
         walk(store, slot.members_span(), |key, context| {
             let member = slot.parse_member_key(&key).ok_or_else(|| odd("a member"))?;
             self.members.insert(member, context);

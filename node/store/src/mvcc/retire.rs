@@ -150,9 +150,7 @@ impl<S: StateStore> Mvcc<S> {
             .sweep
             .take()
             .unwrap_or((state.record.compacted, SweepCursor::default()));
-        let (dropped, cursor) = state
-            .index
-            .prune(cursor.after.as_deref(), target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
+        let (dropped, cursor) = state.index.prune(cursor, target, SWEEP_KEYS_MAX, SWEEP_ROWS_MAX);
         let mut batch = Batch::default();
         for place in dropped {
             batch.delete(state.key_of(place));

@@ -126,8 +126,8 @@ impl<S: StateStore> Mvcc<S> {
         // Readers go on beside all that takes long.
         let (batch, mut parent, newborn, sums) = {
             let state = self.read();
-            let (old, partitioning) = (state.slot(), left.partitioning);
-            let sums = state.index.sums_after(partitioning, at);
+            let old = state.slot();
+            let sums = state.index.sums_after(at);
             let new = Slot {
                 group: self.group,
                 number: writer.last_slot + 1,
@@ -170,7 +170,7 @@ impl<S: StateStore> Mvcc<S> {
         writer.last_slot += 1;
         let index = {
             let mut state = self.write();
-            let index = state.index.split_off(left.partitioning, at, sums);
+            let index = state.index.split_off(at, sums);
             std::mem::swap(&mut parent.index, &mut state.index);
             parent.members = std::mem::take(&mut state.members);
             parent.txns = std::mem::take(&mut state.txns);

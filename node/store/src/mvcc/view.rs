@@ -84,7 +84,7 @@ impl View<'_> {
             );
         }
         let Some(bounds) = bounds(keys) else { return };
-        let mut base = self.index.range(bounds).peekable();
+        let mut base = self.index.range(keys).peekable();
         let mut delta = self
             .delta
             .map(|delta| delta.range::<[u8], _>(bounds))

@@ -123,8 +123,8 @@ struct World<S> {
     groups: BTreeMap<GroupId, Keys<S>>,
     /// Everything that a group was ever given, from the first index that its log has.
     logs: BTreeMap<GroupId, (u64, Vec<ApplyItem>)>,
-    /// What each covers, and its chunks.
-    snapshots: BTreeMap<GroupId, (Index, Vec<Bytes>)>,
+    /// What each covers, and its chunks, oldest first: a later one may say nothing of a group that was cut off before.
+    snapshots: BTreeMap<GroupId, Vec<(Index, Vec<Bytes>)>>,
     /// Groups that are no more.
     dead: BTreeSet<GroupId>,
     model: Model,
@@ -361,13 +361,10 @@ impl<S: StateStore> World<S> {
                 Some(_) if moved => {}
                 // Or it waits for a neighbour that has left for a moment, or for good after it had joined.
                 Some(group) => {
-                    let newer = |group: &GroupId| {
-                        let snapshot = self.snapshots.get(group);
-                        let applied = self.groups.get(group).map(|keys| keys.mvcc.applied().position.index);
-                        snapshot.is_some_and(|(at, _)| applied.is_none_or(|applied| *at > applied))
-                    };
-                    let missing = [group].into_iter().chain(known_again).find(newer);
-                    self.import(missing.unwrap());
+                    let mut missing = [group].into_iter().chain(known_again);
+                    let found = missing.find_map(|group| Some((group, self.newer_snapshot(group)?)));
+                    let (group, chunks) = found.unwrap();
+                    self.import(group, chunks);
                 }
             }
         }
@@ -376,13 +373,21 @@ impl<S: StateStore> World<S> {
         }
     }
 
-    fn import(&mut self, group: GroupId) {
+    /// The oldest one that covers more than is applied.
+    fn newer_snapshot(&self, group: GroupId) -> Option<Vec<Bytes>> {
+        let applied = self.groups.get(&group).map(|keys| keys.mvcc.applied().position.index);
+        let mut all = self.snapshots.get(&group)?.iter();
+        let newer = all.find(|(at, _)| applied.is_none_or(|applied| *at > applied));
+        newer.map(|(_, chunks)| chunks.clone())
+    }
+
+    fn import(&mut self, group: GroupId, chunks: Vec<Bytes>) {
         let store = self.store.clone();
         let keys = self.groups.entry(group).or_insert_with(|| Keys {
             mvcc: Mvcc::open(store, group).unwrap(),
         });
         let mut import = keys.mvcc.import();
-        for chunk in &self.snapshots[&group].1 {
+        for chunk in &chunks {
             import.chunk(chunk).unwrap();
         }
         keys.mvcc.install(import).unwrap();
@@ -641,9 +646,9 @@ impl<S: StateStore> World<S> {
         let shards = self.shards();
         let group = shards[usize::from(shard) % shards.len()];
         let keys = self.groups.remove(&group).unwrap();
-        let chunks = keys.mvcc.export().unwrap().map(Result::unwrap).collect();
-        self.snapshots
-            .insert(group, (keys.mvcc.applied().position.index, chunks));
+        let chunks: Vec<_> = keys.mvcc.export().unwrap().map(Result::unwrap).collect();
+        let snapshots = self.snapshots.entry(group).or_default();
+        snapshots.push((keys.mvcc.applied().position.index, chunks.clone()));
         keys.mvcc.retire().unwrap();
         // Not to the end always: a crash may come first.
         for _ in 0..shard {
@@ -652,7 +657,7 @@ impl<S: StateStore> World<S> {
             }
         }
         drop(keys);
-        self.import(group);
+        self.import(group, chunks);
     }
 
     /// All shards' part of everything at a revision. What is locked is read as it is, if nothing of it is to come.
