@@ -34,13 +34,17 @@ pub enum Sabotage {
     ForgetVoteOfRetired,
     /// A sequencer hands out without making sure that it still leads.
     SequencerUnconfirmed,
+    /// A range at a revision is read without waiting for what the shard was given before.
+    ReadUnsettled,
+    /// Decisions of transactions that are still driven are forgotten.
+    CleanUpTheLiving,
     /// A new leader of a sequencer begins below the ceiling that it finds.
     SequencerBelowCeiling,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::AckBeforeSync,
         Self::ReadWithoutIndex,
         Self::ForgetVote,
@@ -52,6 +56,8 @@ impl Sabotage {
         Self::CloseWithoutGuard,
         Self::ForgetVoteOfRetired,
         Self::SequencerUnconfirmed,
+        Self::ReadUnsettled,
+        Self::CleanUpTheLiving,
         Self::SequencerBelowCeiling,
     ];
 
@@ -69,6 +75,8 @@ impl Sabotage {
             | Self::CloseWithoutGuard
             | Self::ForgetVoteOfRetired
             | Self::SequencerUnconfirmed
+            | Self::ReadUnsettled
+            | Self::CleanUpTheLiving
             | Self::SequencerBelowCeiling => true,
         }
     }

@@ -115,6 +115,10 @@ impl RouteTable {
             }
             (KeyRange::From(start), Partitioning::Range) => &self.routes[self.position(start)..],
             (KeyRange::Between(..) | KeyRange::From(_), Partitioning::Hash { .. }) => &self.routes,
+            (KeyRange::Part { span, .. }, _) => {
+                let before_end = |route: &Route| span.end.as_ref().is_none_or(|end| route.span.start < end);
+                &self.routes[self.position(&span.start)..self.routes.partition_point(before_end)]
+            }
         }
     }
 

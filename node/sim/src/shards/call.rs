@@ -43,8 +43,8 @@ pub(crate) enum Failure {
 /// How a read is meant.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub(crate) struct ReadTerms {
-    /// As of this revision, after everything that has one up to it is settled in the shard.
-    pub(crate) at: Option<Revision>,
+    /// After everything that was given to the shard before is settled in it.
+    pub(crate) settled: bool,
 }
 
 /// What a node asks of another one: as `node/src/ask.rs` and `node/src/control.rs` have it.
@@ -64,6 +64,8 @@ pub(crate) enum Ask {
         count: u32,
     },
     Observe,
+    /// Whether nobody drives a transaction of this member any more.
+    IsOver { nonce: u64, number: u64 },
     Open {
         group: GroupId,
     },
@@ -104,6 +106,7 @@ impl Ask {
             Self::Read { .. }
             | Self::Stamp { .. }
             | Self::Observe
+            | Self::IsOver { .. }
             | Self::Open { .. }
             | Self::Create { .. }
             | Self::Close { .. }

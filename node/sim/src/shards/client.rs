@@ -8,7 +8,8 @@ use crate::history::{Expect, Op, Reply, Seen};
 use crate::rng::Rng;
 use crate::world::clients::{command, reply_of, seen};
 use crate::world::conditions::MS;
-use althing_store::ops::Revision;
+use althing_store::ops::{KeyRange, Revision};
+use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::rc::Rc;
 
@@ -212,20 +213,20 @@ async fn serve(node: &Node, ask: Ask) -> End {
     let done = match &ask {
         Ask::One(op) => match command(op) {
             Some(command) => node
-                .run_one(op.key().as_bytes(), &command)
+                .run_command(&command)
                 .await
                 .map(|answer| reply_of(&answer).map(Told::One)),
             None => node
-                .get(op.key().to_owned().into())
+                .range(KeyRange::Single(op.key().to_owned().into()))
                 .await
-                .map(|(Revision(revision), kv)| {
+                .map(|(Revision(revision), kvs)| {
                     Some(Told::One(Reply::Get {
                         revision,
-                        seen: kv.as_ref().map(seen),
+                        seen: kvs.first().map(seen),
                     }))
                 }),
         },
-        Ask::Range => node.all_keys().await.map(|(Revision(revision), kvs)| {
+        Ask::Range => node.range(KeyRange::From(Bytes::new())).await.map(|(Revision(revision), kvs)| {
             let kvs = kvs
                 .iter()
                 .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), seen(kv)));

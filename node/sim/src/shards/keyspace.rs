@@ -12,10 +12,10 @@ use althing_raft::ids::GroupId;
 use althing_raft::roster::Footprint;
 use althing_shard::map::{KeyspaceId, Route, RouteTable};
 use althing_shard::meta::MetaState;
+use althing_shard::route::{Plan, Request, plan};
+use althing_shard::txn::{self, Order};
 use althing_store::CommandResult;
-use althing_store::ops::{
-    Command, KeyRange, KeyValue, Op, OpError, OpResult, Range, Revision, RevisionSource, Span, Txn, TxnId,
-};
+use althing_store::ops::{Command, KeyRange, KeyValue, Op, OpError, OpResult, Range, Revision, Txn, TxnId};
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::rc::Rc;
@@ -24,7 +24,7 @@ use std::rc::Rc;
 const WAIT_MIN: u64 = MS;
 const WAIT_MAX: u64 = 20 * MS;
 /// How long a transaction may hold its locks before whoever waits for them asks what becomes of it.
-pub(crate) const LOCK_PATIENCE: u64 = 1000 * MS;
+const LOCK_PATIENCE: u64 = 1000 * MS;
 
 /// The map as a node has it.
 pub(crate) struct Chart {
@@ -39,10 +39,14 @@ pub(crate) struct Patience {
     wait: u64,
     /// When it first met a lock that is still there, and whose.
     locked: Option<(u64, TxnId)>,
+    /// Where it was last refused.
+    met_at: Option<GroupId>,
+    /// How its next transaction over several shards goes about them.
+    order: Order,
 }
 
 impl Node {
-    fn now(&self) -> u64 {
+    pub(crate) fn now(&self) -> u64 {
         self.ground.world.borrow().now
     }
 
@@ -121,34 +125,77 @@ impl Node {
         self.ask_route(route, &Ask::Execute { group, command }, patience).await
     }
 
-    async fn read_in(
-        &self,
-        route: &Route,
-        terms: ReadTerms,
-        range: Range,
-        patience: &Patience,
-    ) -> Result<(Revision, Vec<KeyValue>), Failure> {
-        let group = route.group;
-        let txn = Txn {
-            success: vec![Op::Range(range)],
-            ..Txn::default()
+    /// A plan for a request, and the routes that it was made with.
+    fn plan(&self, request: Request<'_>) -> Result<(Rc<RouteTable>, Plan), Failure> {
+        let table = self.table().ok_or(Failure::NoLeader)?;
+        let plan = plan(&table, request).map_err(|error| Failure::No(error.to_string()))?;
+        Ok((table, plan))
+    }
+
+    /// Reads, on one shard or on several at one revision.
+    async fn read_planned(&self, range: &Range, patience: &mut Patience) -> Result<(Revision, Vec<KeyValue>), Failure> {
+        let (table, plan) = self.plan(Request::Range(range))?;
+        let (revision, result) = match plan {
+            Plan::One(group) => {
+                let route = route_of(&table, group);
+                let txn = Txn {
+                    success: vec![Op::Range(range.clone())],
+                    ..Txn::default()
+                };
+                let terms = ReadTerms::default();
+                let answer = if self.is_voter(group) {
+                    self.read(group, terms, txn).await?
+                } else {
+                    self.ask_route(route, &Ask::Read { group, terms, txn }, patience).await?
+                };
+                match answer.result.map_err(Failure::Op)? {
+                    OpResult::Txn { mut results, .. } => {
+                        let (_, only) = results.pop().expect("invariant: one range is answered by one");
+                        (answer.revision, only)
+                    }
+                    other => (answer.revision, other),
+                }
+            }
+            Plan::Snapshot(parts) => {
+                self.ground.world.borrow_mut().counts.snapshots += u64::from(parts.each().len() > 1);
+                let read = self.spread_read(&table, parts, patience.end).await;
+                read.map_err(|failure| spread_failure(failure, patience))?
+            }
+            Plan::TwoPhase(_) | Plan::Everywhere(_) => unreachable!("invariant: what is read writes nothing"),
         };
-        let answer = if self.is_voter(group) && terms.at.is_none() {
-            self.read(group, terms, txn).await?
-        } else {
-            self.ask_route(route, &Ask::Read { group, terms, txn }, patience)
-                .await?
-        };
-        match answer.result.map_err(Failure::Op)? {
-            OpResult::Txn { mut results, .. } => match results.pop() {
-                Some((_, OpResult::Range(found))) => Ok((answer.revision, found.kvs)),
-                Some(_) | None => unreachable!("invariant: a range is answered as one"),
-            },
-            OpResult::Range(_)
-            | OpResult::Put { .. }
+        match result {
+            OpResult::Range(found) => Ok((revision, found.kvs)),
+            OpResult::Put { .. }
             | OpResult::Delete { .. }
+            | OpResult::Txn { .. }
             | OpResult::Compact
-            | OpResult::Shard(_) => unreachable!("invariant: a transaction is answered as one"),
+            | OpResult::Shard(_) => unreachable!("invariant: a range is answered as one"),
+        }
+    }
+
+    /// Writes, on one shard or on several at one revision.
+    async fn write_planned(
+        &self,
+        command: &Command,
+        bytes: Bytes,
+        patience: &mut Patience,
+    ) -> Result<(Revision, OpResult), Failure> {
+        let (table, plan) = self.plan(Request::Command(command))?;
+        match plan {
+            Plan::One(group) => {
+                let answer = self.execute_in(route_of(&table, group), bytes, patience).await;
+                if answer.as_ref().map_or(true, |answer| answer.result.is_err()) {
+                    patience.met_at = Some(group);
+                }
+                let answer = answer?;
+                Ok((answer.revision, answer.result.map_err(Failure::Op)?))
+            }
+            Plan::TwoPhase(parts) => {
+                self.ground.world.borrow_mut().counts.spread += 1;
+                let written = self.spread_write(&table, parts, patience.order, patience.end).await;
+                written.map_err(|failure| spread_failure(failure, patience))
+            }
+            Plan::Snapshot(_) | Plan::Everywhere(_) => unreachable!("invariant: what writes is no read"),
         }
     }
 
@@ -157,6 +204,8 @@ impl Node {
             end: self.now() + self.ground.world.borrow().weather.patience,
             wait: WAIT_MIN,
             locked: None,
+            met_at: None,
+            order: Order::Together,
         }
     }
 
@@ -199,7 +248,8 @@ impl Node {
                 Some((since, by)) if by == txn => {
                     if now - since >= LOCK_PATIENCE {
                         patience.locked = Some((now, txn));
-                        self.recover(txn, coordinator).await;
+                        let met_at = patience.met_at.unwrap_or(coordinator);
+                        self.recover(txn, coordinator, met_at).await;
                     }
                 }
                 Some(_) | None => patience.locked = Some((now, txn)),
@@ -218,91 +268,33 @@ impl Node {
         patience.wait = (patience.wait * 2).min(WAIT_MAX);
     }
 
-    /// Runs a command of one key, wherever its shard is.
-    pub(crate) async fn run_one(&self, key: &[u8], command: &Command) -> Result<CommandResult, Failure> {
+    /// Runs a command, wherever its shards are.
+    pub(crate) async fn run_command(&self, command: &Command) -> Result<CommandResult, Failure> {
         let bytes = encoded(command);
         let mut patience = self.patience();
         loop {
-            let tried = match self.table() {
-                None => Err(Failure::NoLeader),
-                Some(table) => {
-                    let tried = self.execute_in(table.shard_of(key), bytes.clone(), &patience).await;
-                    tried.and_then(|answer| match answer.result {
-                        Ok(_) => Ok(answer),
-                        Err(error) => Err(Failure::Op(error)),
-                    })
+            match self.write_planned(command, bytes.clone(), &mut patience).await {
+                Ok((revision, result)) => {
+                    return Ok(CommandResult {
+                        revision,
+                        result: Ok(result),
+                    });
                 }
-            };
-            match tried {
-                Ok(answer) => return Ok(answer),
                 Err(failure) => self.again(failure, &mut patience).await?,
             }
         }
     }
 
-    /// Reads one key, wherever its shard is.
-    pub(crate) async fn get(&self, key: Bytes) -> Result<(Revision, Option<KeyValue>), Failure> {
+    /// Reads a range, wherever its shards are.
+    pub(crate) async fn range(&self, keys: KeyRange) -> Result<(Revision, Vec<KeyValue>), Failure> {
+        let range = Range::of(keys);
         let mut patience = self.patience();
         loop {
-            let tried = match self.table() {
-                None => Err(Failure::NoLeader),
-                Some(table) => {
-                    let range = Range::of(KeyRange::Single(key.clone()));
-                    let route = table.shard_of(&key);
-                    self.read_in(route, ReadTerms::default(), range, &patience).await
-                }
-            };
-            match tried {
-                Ok((revision, mut kvs)) => return Ok((revision, kvs.pop())),
-                Err(failure) => self.again(failure, &mut patience).await?,
-            }
-        }
-    }
-
-    /// Reads all keys as of one moment.
-    pub(crate) async fn all_keys(&self) -> Result<(Revision, Vec<KeyValue>), Failure> {
-        let mut patience = self.patience();
-        loop {
-            let tried = match self.table() {
-                None => Err(Failure::NoLeader),
-                Some(table) => self.range_over(&table, &patience).await,
-            };
-            match tried {
+            match self.read_planned(&range, &mut patience).await {
                 Ok(found) => return Ok(found),
                 Err(failure) => self.again(failure, &mut patience).await?,
             }
         }
-    }
-
-    async fn range_over(&self, table: &RouteTable, patience: &Patience) -> Result<(Revision, Vec<KeyValue>), Failure> {
-        let part = |span: &Span| {
-            Range::of(KeyRange::Part {
-                start: Bytes::new(),
-                end: None,
-                span: span.clone(),
-            })
-        };
-        if let ([route], RevisionSource::Dense) = (table.shards(), table.source) {
-            let range = Range::of(KeyRange::From(Bytes::new()));
-            return self.read_in(route, ReadTerms::default(), range, patience).await;
-        }
-        let sequencer = table.sequencer.as_ref().ok_or(Failure::NoLeader)?;
-        let ask = Ask::Stamp {
-            group: sequencer.group,
-            count: 0,
-        };
-        let left = patience.end.saturating_sub(self.now());
-        let Reply::Stamp(at) = self.reach(sequencer.group, &sequencer.replicas, &ask, left).await? else {
-            return Err(Failure::Timeout);
-        };
-        let terms = ReadTerms { at: Some(at) };
-        let mut all = Vec::new();
-        for route in table.shards() {
-            let (_, kvs) = self.read_in(route, terms, part(&route.span), patience).await?;
-            all.extend(kvs);
-        }
-        self.ground.world.borrow_mut().counts.snapshots += u64::from(table.shards().len() > 1);
-        Ok((at, all))
     }
 
     /// Writes several keys at once.
@@ -311,40 +303,40 @@ impl Node {
         puts: &BTreeMap<String, String>,
         expect: Option<&(String, Expect)>,
     ) -> Result<Told, Failure> {
-        let txn = transaction(puts, expect);
-        let command = Command::Txn(txn);
-        let bytes = encoded(&command);
-        let mut patience = self.patience();
-        loop {
-            let tried = match self.table() {
-                None => Err(Failure::NoLeader),
-                Some(table) => {
-                    let keys = puts.keys().chain(expect.map(|(key, _)| key));
-                    let mut routes: Vec<&Route> = keys.map(|key| table.shard_of(key.as_bytes())).collect();
-                    routes.dedup_by_key(|route| route.group);
-                    match routes[..] {
-                        [route] => self.execute_in(route, bytes.clone(), &patience).await,
-                        _ => return Err(Failure::No("it is about several shards".to_owned())),
-                    }
-                }
-            };
-            let tried = tried.and_then(|answer| {
-                answer
-                    .result
-                    .map_err(Failure::Op)
-                    .map(|result| (answer.revision, result))
-            });
-            match tried {
-                Ok((Revision(revision), OpResult::Txn { succeeded: true, .. })) => return Ok(Told::Done { revision }),
-                Ok((_, OpResult::Txn { succeeded: false, .. })) => return Ok(Told::NotDone),
-                Ok(_) => unreachable!("invariant: a transaction is answered as one"),
-                Err(failure) => self.again(failure, &mut patience).await?,
-            }
+        let answer = self.run_command(&Command::Txn(transaction(puts, expect))).await?;
+        match answer.result {
+            Ok(OpResult::Txn { succeeded: true, .. }) => Ok(Told::Done {
+                revision: answer.revision.0,
+            }),
+            Ok(OpResult::Txn { succeeded: false, .. }) => Ok(Told::NotDone),
+            Ok(_) | Err(_) => unreachable!("invariant: a transaction is answered as one"),
         }
     }
+}
 
-    /// Asks what becomes of a transaction whose coordinator says nothing.
-    async fn recover(&self, _txn: TxnId, _coordinator: GroupId) {}
+fn route_of(table: &RouteTable, group: GroupId) -> &Route {
+    let route = table.shards().iter().find(|route| route.group == group);
+    route.expect("invariant: a plan names the table's shards")
+}
+
+/// Why a request over several shards came to nothing, in a client's words; what may be tried again, in the words for that.
+fn spread_failure(failure: txn::Failure, patience: &mut Patience) -> Failure {
+    match failure {
+        txn::Failure::Refused(error) => Failure::Op(error),
+        txn::Failure::Moved => Failure::Op(OpError::WrongShard),
+        txn::Failure::Conflict {
+            txn,
+            coordinator,
+            group,
+        } => {
+            patience.met_at = Some(group);
+            patience.order = Order::InTurn;
+            Failure::Op(OpError::Locked { txn, coordinator })
+        }
+        txn::Failure::NotDone => Failure::NoLeader,
+        txn::Failure::TimedOut | txn::Failure::Unknown | txn::Failure::Lost { .. } => Failure::Timeout,
+        txn::Failure::Mismatch(error) => Failure::No(error.to_string()),
+    }
 }
 
 /// A client's wish in the store's form.

@@ -4,12 +4,13 @@ use super::call::{Ask, Failure, ReadTerms, Reply};
 use super::machine::{Process, Said, Store};
 use super::task::{Answer, promise};
 use super::{Node, Todo};
+use crate::mutant::Sabotage;
 use althing_raft::ids::{GroupId, MemberId, Now};
 use althing_raft::io::RequestId;
 use althing_raft::roster::Footprint;
 use althing_shard::{Done, Event, Refusal};
 use althing_store::codec::encode_command;
-use althing_store::ops::{Command, Op, Revision, Txn};
+use althing_store::ops::{Command, Revision, Txn};
 use althing_store::{CommandResult, footprint};
 use bytes::Bytes;
 use std::rc::Rc;
@@ -36,19 +37,6 @@ pub(crate) fn encoded(command: &Command) -> Bytes {
     let mut bytes = Vec::new();
     encode_command(command, &mut bytes);
     bytes.into()
-}
-
-/// Has an operation look at a revision, unless it names one itself.
-fn pin(op: &mut Op, at: Revision) {
-    match op {
-        Op::Range(range) => range.revision = range.revision.or(Some(at)),
-        Op::Txn(inner) => inner
-            .success
-            .iter_mut()
-            .chain(&mut inner.failure)
-            .for_each(|op| pin(op, at)),
-        Op::Put(_) | Op::Delete(_) => unreachable!("invariant: what is read writes nothing"),
-    }
 }
 
 impl Node {
@@ -136,20 +124,18 @@ impl Node {
         done.await.map(|_| ())
     }
 
-    /// Reads in a group; `at` is answered by its leader only.
-    pub(crate) async fn read(&self, group: GroupId, terms: ReadTerms, mut txn: Txn) -> Result<CommandResult, Failure> {
+    /// Reads in a group; what is settled is known by its leader only.
+    pub(crate) async fn read(&self, group: GroupId, terms: ReadTerms, txn: Txn) -> Result<CommandResult, Failure> {
         let store = self.store(group)?;
-        match terms.at {
-            Some(at) => {
-                let resolved = self.ask_for(|request, deadline| Event::Resolve {
-                    request,
-                    group,
-                    deadline,
-                });
-                resolved.await?;
-                txn.success.iter_mut().for_each(|op| pin(op, at));
-            }
-            None => self.catch_up(group, footprint::read_txn(&txn)).await?,
+        if terms.settled && !self.ground.world.borrow().breaks(Sabotage::ReadUnsettled) {
+            let resolved = self.ask_for(|request, deadline| Event::Resolve {
+                request,
+                group,
+                deadline,
+            });
+            resolved.await?;
+        } else {
+            self.catch_up(group, footprint::read_txn(&txn)).await?;
         }
         // The thread that looks at the state is another one, and may come late.
         let wait = {
@@ -162,7 +148,7 @@ impl Node {
         }
         match store.read_txn(&txn) {
             Ok(Ok((revision, result))) => Ok(CommandResult {
-                revision: terms.at.unwrap_or(revision),
+                revision,
                 result: Ok(result),
             }),
             Ok(Err(error)) => Ok(CommandResult {
@@ -197,6 +183,13 @@ impl Node {
                 return stamped.map_or_else(Reply::Failure, Reply::Stamp);
             }
             Ask::Observe => return Reply::View(self.observe()),
+            Ask::IsOver { nonce, number } => {
+                if self.is_over_here(nonce, number) {
+                    Ok(())
+                } else {
+                    Err(Failure::No("it is being driven".to_owned()))
+                }
+            }
             Ask::Open { group } => self.open(group).await,
             Ask::Create {
                 group,

@@ -11,6 +11,7 @@ use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_raft::io::{Config, RequestId, Soft, Start};
 use althing_shard::envelope::BootNonce;
 use althing_shard::{Done, GroupStart, Host, HostConfig, Item, Refusal, WriteToken};
+use althing_store::ops::TxnId;
 use althing_store::snapshot::Import;
 use althing_store::{CHILD_BIRTH, CommandResult, MemStore, Mvcc, StoreError, Sweep};
 use althing_wal::sim_disk::SimDisk;
@@ -97,6 +98,9 @@ pub(crate) struct Process {
     /// Its nonce and the transactions that it has begun.
     pub(crate) nonce: u64,
     pub(crate) transactions: u64,
+    /// Transactions that it drives, and those whose locks it frees.
+    pub(crate) alive: BTreeSet<TxnId>,
+    pub(crate) recovering: BTreeSet<(TxnId, GroupId)>,
     /// One group at a time comes or goes.
     pub(crate) lifecycle_busy: bool,
     pub(crate) lifecycle_waiting: VecDeque<Promise<()>>,
@@ -212,6 +216,7 @@ pub(crate) fn core_config(conditions: &Conditions, member: MemberId, group: Grou
         uncommitted_bytes_max: conditions.uncommitted_bytes_max,
         drift_ppm: conditions.drift_bound_ppm(),
         demote_after: conditions.demote_after(),
+        hibernate_after: conditions.hibernate_after,
         footprint: althing_shard::envelope::footprint,
     }
 }
@@ -234,6 +239,7 @@ pub(crate) fn start(
         me: machine.member,
         nonce: BootNonce(nonce),
         heartbeat_interval: conditions.heartbeat_interval,
+        silence: conditions.hibernate_after.map(|_| conditions.election_timeout),
         cut: conditions.cut(),
         needs_stamp: althing_store::codec::needs_stamp,
     });
@@ -302,6 +308,8 @@ pub(crate) fn start(
         guides: BTreeMap::new(),
         nonce,
         transactions: 0,
+        alive: BTreeSet::new(),
+        recovering: BTreeSet::new(),
         lifecycle_busy: false,
         lifecycle_waiting: VecDeque::new(),
     };

@@ -19,6 +19,7 @@ mod machine;
 mod nemesis;
 mod observe;
 mod sequencer;
+mod spread;
 mod task;
 mod turn;
 mod weather;
@@ -296,7 +297,9 @@ impl Ground {
             }
             Errand::Started { machine, boot } => {
                 if let Some(node) = self.node(machine, boot) {
+                    let sweeper = node.clone();
                     self.tasks.spawn(Some(machine), async move { node.conduct().await });
+                    self.tasks.spawn(Some(machine), async move { sweeper.sweep().await });
                 }
             }
             Errand::Wish => {

@@ -35,7 +35,7 @@ impl Node {
                     last: view.raft.last,
                     durable: process.durable.get(group).copied().unwrap_or_default(),
                     peers: peers.collect(),
-                    hibernating: false,
+                    hibernating: view.raft.hibernates,
                     reads: view.raft.lease.reads.spec.clone(),
                     territory: store.territory(),
                     source: store.source(),

@@ -9,53 +9,50 @@ use super::task::{Promise, promise};
 use crate::mutant::Sabotage;
 use crate::world::conditions::MS;
 use althing_raft::ids::{GroupId, Term};
-use althing_raft::io::Role;
+use althing_raft::io::{RequestId, Role};
 use althing_raft::roster::Footprint;
+use althing_shard::sequencer::{self, CEILING_KEY, CEILING_STEP, Input, Output, Sequencer, parse_ceiling};
 use althing_shard::{Event, Ticket};
-use althing_store::ops::{
-    Command, Compare, CompareOp, CompareTarget, KeyRange, Op, OpResult, Put, Range, Revision, Txn,
-};
+use althing_store::ops::{Command, KeyRange, OpResult, Range, Revision, Txn};
 use bytes::Bytes;
+use std::collections::{BTreeMap, VecDeque};
 
-/// The key of a sequencer's state machine that says up to where its leader may hand out.
-const CEILING_KEY: &[u8] = b"ceiling";
 /// Longest time that a sequencer may take; the host asks again.
 const STAMP_TIMEOUT: u64 = 2000 * MS;
 
-/// What a leader remembers.
-#[derive(Clone, Copy, Default)]
-struct Known {
-    /// The term that the rest belongs to.
-    term: Term,
-    /// The last revision handed out, or the ceiling that was found.
-    last: i64,
-    /// Nothing above this is handed out.
-    ceiling: i64,
-}
+type Told = Promise<Result<Revision, Failure>>;
 
 /// What is asked.
-#[derive(Clone, Copy)]
 enum What {
-    /// So many revisions.
-    Stamps(u32),
-    /// Nothing up to here.
-    Above(Revision),
+    /// So many revisions; of 0, the last one.
+    Stamps(u32, Told),
+    /// Nothing up to here is to be given out.
+    Above(Revision, Told),
 }
 
 /// A sequencer that may be led here.
 #[derive(Default)]
 pub(crate) struct Seat {
-    known: Known,
-    asked: Vec<(What, Promise<Result<Revision, Failure>>)>,
+    asked: Vec<What>,
     serving: bool,
+    /// While nobody serves.
+    core: Counter,
 }
 
-/// Up to where a sequencer may have handed out; `None` if it was not started, or is none.
+/// What is kept between two turns.
+#[derive(Default)]
+struct Counter {
+    core: Sequencer,
+    /// The term in which it counts.
+    term: Option<Term>,
+    last_request: u64,
+}
+
+/// Up to where a sequencer may have given out; `None` if it was not started, or is none.
 pub(crate) fn ceiling(store: &Store) -> Option<Revision> {
     let key = Range::of(KeyRange::Single(Bytes::from_static(CEILING_KEY)));
     let (_, found) = store.range(&key).ok()?.ok()?;
-    let text = found.kvs.first()?.value.clone();
-    Some(Revision(std::str::from_utf8(&text).ok()?.parse().ok()?))
+    parse_ceiling(&found.kvs.first()?.value)
 }
 
 impl Node {
@@ -82,22 +79,22 @@ impl Node {
         self.tell(Event::Stamped { group, ticket, first });
     }
 
-    /// Hands out so many revisions and says the first; of 0, the last one handed out so far.
+    /// Gives out so many revisions and says the first; of 0, the last one given out so far.
     pub(crate) async fn hand_out(&self, group: GroupId, count: u32) -> Result<Revision, Failure> {
-        self.ask_seat(group, What::Stamps(count)).await
+        self.ask_seat(group, |told| What::Stamps(count, told)).await
     }
 
     /// Lets a sequencer begin, or go on, above a revision. Of several, the largest counts.
     pub(crate) async fn start_sequencer(&self, group: GroupId, above: Revision) -> Result<(), Failure> {
-        self.ask_seat(group, What::Above(above)).await.map(|_| ())
+        self.ask_seat(group, |told| What::Above(above, told)).await.map(|_| ())
     }
 
-    async fn ask_seat(&self, group: GroupId, what: What) -> Result<Revision, Failure> {
+    async fn ask_seat(&self, group: GroupId, make: impl FnOnce(Told) -> What) -> Result<Revision, Failure> {
         self.led_term(group)?;
-        let (said, answer) = promise();
+        let (told, answer) = promise();
         let idle = self.with(|process| {
             let seat = process.seats.entry(group).or_default();
-            seat.asked.push((what, said));
+            seat.asked.push(make(told));
             !std::mem::replace(&mut seat.serving, true)
         });
         if idle == Some(true) {
@@ -111,103 +108,122 @@ impl Node {
 
     /// Answers everything that has come together, and then what came meanwhile.
     async fn serve_seat(&self, group: GroupId) {
+        let taken = self.with(|process| std::mem::take(&mut process.seats.entry(group).or_default().core));
+        let Some(mut counter) = taken else { return };
         loop {
-            let taken = self.with(|process| {
-                let seat = process.seats.entry(group).or_default();
-                let batch = std::mem::take(&mut seat.asked);
-                seat.serving = !batch.is_empty();
-                (seat.known, batch)
-            });
-            let Some((mut known, batch)) = taken.filter(|(_, batch)| !batch.is_empty()) else {
-                return;
+            let batch = self.with(|process| std::mem::take(&mut process.seats.entry(group).or_default().asked));
+            let Some(batch) = batch.filter(|batch| !batch.is_empty()) else {
+                break;
             };
-            let total = batch.iter().map(|(what, _)| match what {
-                What::Stamps(count) => i64::from(*count),
-                What::Above(_) => 0,
-            });
-            let total = total.sum();
-            let above = batch.iter().filter_map(|(what, _)| match what {
-                What::Stamps(_) => None,
-                What::Above(above) => Some(above.0),
-            });
-            let ready = match above.max() {
-                None => self.confirm_seat(group, &mut known, total).await,
-                Some(above) => match self.lift(group, &mut known, above).await {
-                    Ok(()) => self.confirm_seat(group, &mut known, total).await,
-                    Err(error) => Err(error),
+            let (mut inputs, mut waiting) = (Vec::new(), BTreeMap::new());
+            for what in batch {
+                match what {
+                    What::Stamps(count, told) => {
+                        counter.last_request += 1;
+                        let request = RequestId(counter.last_request);
+                        waiting.insert(request, told);
+                        inputs.push(Input::Request { request, count });
+                    }
+                    What::Above(above, told) => {
+                        let lifted = self.lift(group, above).await;
+                        // What it knew of the ceiling may be too old.
+                        counter.term = None;
+                        told.keep(lifted.map(|()| above));
+                    }
+                }
+            }
+            // Who is left hears that it went wrong.
+            self.seat_turn(group, &mut counter, inputs, waiting).await;
+        }
+        self.with(|process| {
+            let seat = process.seats.entry(group).or_default();
+            seat.core = counter;
+            seat.serving = false;
+        });
+    }
+
+    /// One turn of the core, with all that follows from it.
+    async fn seat_turn(
+        &self,
+        group: GroupId,
+        counter: &mut Counter,
+        inputs: Vec<Input>,
+        mut waiting: BTreeMap<RequestId, Told>,
+    ) {
+        let elected = match self.led_term(group) {
+            Err(_) => Some(Input::Deposed),
+            Ok(term) if counter.term == Some(term) && counter.core.is_counting() => None,
+            Ok(term) => Some(self.elected(group, counter, term).await),
+        };
+        let mut out = Vec::new();
+        counter.core.turn(elected.into_iter().chain(inputs), &mut out);
+        let mut todo = VecDeque::from(out);
+        while let Some(output) = todo.pop_front() {
+            let input = match output {
+                Output::Answer { request, first } => {
+                    if let Some(told) = waiting.remove(&request) {
+                        told.keep(first.ok_or(Failure::NotLeader));
+                    }
+                    continue;
+                }
+                Output::Confirm { round } => Input::Confirmed {
+                    round,
+                    term: self.confirmed(group).await,
+                },
+                Output::Raise { attempt, from, to } => Input::Raised {
+                    attempt,
+                    done: self.run_in(group, sequencer::raise(from, to)).await == Ok(true),
+                },
+                Output::Restart => match self.led_term(group) {
+                    Ok(term) => self.elected(group, counter, term).await,
+                    Err(_) => Input::Deposed,
                 },
             };
-            if ready.is_err() {
-                // What is true now is in the state machine.
-                known = Known::default();
-            }
-            for (what, said) in batch {
-                let answer = ready.clone().map(|()| match what {
-                    What::Stamps(0) | What::Above(_) => Revision(known.last),
-                    What::Stamps(count) => {
-                        let first = known.last + 1;
-                        known.last += i64::from(count);
-                        Revision(first)
-                    }
-                });
-                said.keep(answer);
-            }
-            self.with(|process| process.seats.entry(group).or_default().known = known);
+            let mut out = Vec::new();
+            counter.core.turn([input], &mut out);
+            todo.extend(out);
         }
     }
 
-    /// Has the ceiling be at least this, and forgets what was known of it.
-    async fn lift(&self, group: GroupId, known: &mut Known, above: i64) -> Result<(), Failure> {
+    /// What the row says, once everything of earlier terms is applied.
+    async fn elected(&self, group: GroupId, counter: &mut Counter, term: Term) -> Input {
+        counter.term = None;
+        if self.confirmed(group).await != Some(term) {
+            return Input::Deposed;
+        }
+        let Ok(store) = self.store(group) else {
+            return Input::Deposed;
+        };
+        counter.term = Some(term);
+        let lowered = if self.ground.world.borrow().breaks(Sabotage::SequencerBelowCeiling) {
+            CEILING_STEP
+        } else {
+            0
+        };
+        Input::Elected {
+            term,
+            ceiling: ceiling(&store).map(|Revision(ceiling)| Revision((ceiling - lowered).max(1))),
+        }
+    }
+
+    /// The term in which this member leads, as a majority says later than now.
+    async fn confirmed(&self, group: GroupId) -> Option<Term> {
+        let before = self.led_term(group).ok()?;
+        if !self.ground.world.borrow().breaks(Sabotage::SequencerUnconfirmed) {
+            self.catch_up(group, Footprint::All).await.ok()?;
+        }
+        self.led_term(group).ok().filter(|after| *after == before)
+    }
+
+    /// Has the ceiling be at least this.
+    async fn lift(&self, group: GroupId, above: Revision) -> Result<(), Failure> {
         self.catch_up(group, Footprint::All).await?;
-        *known = Known::default();
         let lifted = match ceiling(&*self.store(group)?) {
-            Some(found) if found.0 >= above => true,
-            Some(found) => {
-                let target = CompareTarget::Value(Bytes::from(found.0.to_string()));
-                self.swap(group, target, above).await?
-            }
-            None => self.swap(group, CompareTarget::Version(0), above).await?,
+            Some(found) if found >= above => true,
+            Some(found) => self.run_in(group, sequencer::raise(found, above)).await?,
+            None => self.run_in(group, sequencer::start(above)).await?,
         };
         if lifted { Ok(()) } else { Err(Failure::LeaderChanged) }
-    }
-
-    /// Makes sure that this member leads, later than now, and may hand out so many.
-    async fn confirm_seat(&self, group: GroupId, known: &mut Known, count: i64) -> Result<(), Failure> {
-        // Read before the confirmation: if the term is another one afterwards, so may be what was handed out.
-        let term = self.led_term(group)?;
-        let (careless, step) = {
-            let world = self.ground.world.borrow();
-            (world.breaks(Sabotage::SequencerUnconfirmed), world.weather.ceiling_step)
-        };
-        if !careless {
-            self.catch_up(group, Footprint::All).await?;
-        }
-        if self.led_term(group)? != term {
-            return Err(Failure::LeaderChanged);
-        }
-        if known.term != term || known.last == 0 {
-            let found = ceiling(&*self.store(group)?).ok_or(Failure::NoLeader)?;
-            *known = Known {
-                term,
-                last: found.0,
-                ceiling: found.0,
-            };
-            if self.ground.world.borrow().breaks(Sabotage::SequencerBelowCeiling) {
-                known.last -= step.min(known.last) / 2;
-            }
-        }
-        if known.ceiling - known.last < count + step / 4 {
-            let next = known.last + count + step;
-            let target = CompareTarget::Value(Bytes::from(known.ceiling.to_string()));
-            if !self.swap(group, target, next).await? {
-                return Err(Failure::LeaderChanged);
-            }
-            if self.led_term(group)? != term {
-                return Err(Failure::LeaderChanged);
-            }
-            known.ceiling = next;
-        }
-        Ok(())
     }
 
     fn led_term(&self, group: GroupId) -> Result<Term, Failure> {
@@ -219,22 +235,8 @@ impl Node {
         }
     }
 
-    async fn swap(&self, group: GroupId, target: CompareTarget, to: i64) -> Result<bool, Failure> {
-        let key = Bytes::from_static(CEILING_KEY);
-        let txn = Txn {
-            compares: vec![Compare {
-                keys: KeyRange::Single(key.clone()),
-                op: CompareOp::Equal,
-                target,
-            }],
-            success: vec![Op::Put(Put {
-                key,
-                value: Some(Bytes::from(to.to_string())),
-                lease: Some(0),
-                prev_kv: false,
-            })],
-            failure: Vec::new(),
-        };
+    /// Says whether its comparison held.
+    async fn run_in(&self, group: GroupId, txn: Txn) -> Result<bool, Failure> {
         match self.execute(group, encoded(&Command::Txn(txn))).await?.result {
             Ok(OpResult::Txn { succeeded, .. }) => Ok(succeeded),
             Ok(_) => unreachable!("invariant: a transaction is answered as one"),

@@ -99,6 +99,46 @@ impl Tasks {
     }
 }
 
+/// Things on their way to one task.
+pub(crate) struct Mailbox<T>(Rc<RefCell<(VecDeque<T>, Option<Waker>)>>);
+
+impl<T> Clone for Mailbox<T> {
+    fn clone(&self) -> Self {
+        Self(Rc::clone(&self.0))
+    }
+}
+
+impl<T> Default for Mailbox<T> {
+    fn default() -> Self {
+        Self(Rc::default())
+    }
+}
+
+impl<T> Mailbox<T> {
+    pub(crate) fn push(&self, item: T) {
+        let mut inner = self.0.borrow_mut();
+        inner.0.push_back(item);
+        if let Some(waker) = inner.1.take() {
+            waker.wake();
+        }
+    }
+
+    /// The next one, whenever it comes.
+    pub(crate) async fn next(&self) -> T {
+        poll_fn(|context| {
+            let mut inner = self.0.borrow_mut();
+            match inner.0.pop_front() {
+                Some(item) => Poll::Ready(item),
+                None => {
+                    inner.1 = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+}
+
 struct Cell<T> {
     value: Option<T>,
     over: bool,

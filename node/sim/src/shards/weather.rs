@@ -12,8 +12,6 @@ pub(crate) struct Weather {
     pub(crate) conditions: Conditions,
     /// How often somebody wishes for another map, about.
     pub(crate) wish_every: u64,
-    /// Revisions that a sequencer's ceiling is above the last.
-    pub(crate) ceiling_step: i64,
     /// Shards that are wished for at most.
     pub(crate) shards_max: u64,
     /// Whether keys are put in order by a hash.
@@ -73,7 +71,6 @@ impl Weather {
         };
         Self {
             wish_every: rng.between(300, 3000) * MS,
-            ceiling_step: i64::try_from(rng.between(8, 200)).expect("invariant: small"),
             shards_max: rng.between(2, 5),
             hashed: rng.chance(300),
             patience: rng.between(500, 4000) * MS,

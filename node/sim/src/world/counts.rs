@@ -65,6 +65,9 @@ counts! {
     closed "replicas closed",
     shards "shards at the end",
     snapshots "ranges over several shards",
+    spread "transactions over several shards",
+    recoveries "transactions whose locks somebody else freed",
+    locked "requests refused because a transaction had locked keys",
     wrong_shard "requests refused because the route was old",
     sealed "requests refused while a shard was handed over",
     unstamped "requests refused for want of a revision",
@@ -80,8 +83,8 @@ impl Counts {
             OpError::WrongShard => self.wrong_shard += 1,
             OpError::Sealed => self.sealed += 1,
             OpError::Unstamped => self.unstamped += 1,
-            OpError::Locked { .. }
-            | OpError::Compacted
+            OpError::Locked { .. } => self.locked += 1,
+            OpError::Compacted
             | OpError::FutureRevision
             | OpError::KeyNotFound
             | OpError::LeaseNotFound
