@@ -25,7 +25,7 @@ pub enum Kind {
 pub type Metric = (&'static str, Kind);
 
 /// What a member exports.
-pub const MEMBER_METRICS: [Metric; 49] = [
+pub const MEMBER_METRICS: [Metric; 50] = [
     ("althing_member_info", Kind::Gauge),
     ("althing_raft_leader", Kind::Gauge),
     ("althing_raft_has_leader", Kind::Gauge),
@@ -65,6 +65,7 @@ pub const MEMBER_METRICS: [Metric; 49] = [
     ("althing_groups", Kind::Gauge),
     ("althing_groups_led", Kind::Gauge),
     ("althing_groups_leaderless", Kind::Gauge),
+    ("althing_groups_hibernating", Kind::Gauge),
     ("althing_shard_bytes", Kind::Gauge),
     ("althing_shard_keys", Kind::Gauge),
     ("althing_operations", Kind::Gauge),

@@ -6,12 +6,13 @@ use crate::calls::Calls;
 use crate::control::{Control, PositionForm, Said, StepForm, ViewForm, guard_form, spec_bytes};
 use crate::local::Local;
 use crate::members::MemberInfo;
+use crate::metrics::OperationKind;
 use crate::shared::Shared;
 use althing_raft::ids::{GroupId, MemberId, Now};
 use althing_raft::io::Role;
 use althing_raft::roster::Footprint;
 use althing_shard::conductor::{Action, Limits, MemberView, Observed, Pending, Step, conduct};
-use althing_shard::map::MemberRecord;
+use althing_shard::map::{MemberRecord, Work};
 use althing_shard::meta::{MetaChange, MetaError, MetaState};
 use althing_store::codec::encode_command;
 use althing_store::ops::{Command, KeyRange, OpResult, Range};
@@ -38,6 +39,8 @@ pub struct Conductor {
     calls: Arc<Calls>,
     /// What waits, for people: from the last round of this node, if it conducts.
     pending: Mutex<Vec<Pending>>,
+    /// What was seen in the last round of this node, if it conducts.
+    seen: Mutex<Arc<Observed>>,
 }
 
 /// What is known of members between two rounds.
@@ -58,6 +61,7 @@ impl Conductor {
             local,
             calls,
             pending: Mutex::default(),
+            seen: Mutex::default(),
         }
     }
 
@@ -65,6 +69,16 @@ impl Conductor {
     #[must_use]
     pub fn pending(&self) -> Vec<Pending> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// How the groups of all members are, as last seen; empty where nobody conducts.
+    #[must_use]
+    pub fn seen(&self) -> Arc<Observed> {
+        Arc::clone(&self.seen.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn set_seen(&self, seen: Arc<Observed>) {
+        *self.seen.lock().unwrap_or_else(PoisonError::into_inner) = seen;
     }
 
     fn set_pending(&self, pending: Vec<Pending>) {
@@ -94,6 +108,8 @@ impl Conductor {
                 // Whoever conducts next begins to look anew.
                 memory = Memory::default();
                 self.set_pending(Vec::new());
+                self.set_seen(Arc::default());
+                self.shared.metrics.see_operations(None);
                 IDLE_INTERVAL
             };
             tokio::time::sleep(interval).await;
@@ -138,7 +154,11 @@ impl Conductor {
             self.change(state.genesis(&self.founders()?)?, 0).await?;
             return Ok(true);
         }
-        let seen = self.look(memory).await;
+        let operations = state.operations.iter();
+        let operations = operations.map(|(id, operation)| (id.0, kind(&operation.work)));
+        self.shared.metrics.see_operations(Some(operations.collect()));
+        let seen = Arc::new(self.look(memory).await);
+        self.set_seen(Arc::clone(&seen));
         let plan = conduct(&state, &seen, self.shared.clock.now(), &Limits::PRODUCTION);
         self.set_pending(plan.pending);
         let busy = !plan.steps.is_empty() || !state.operations.is_empty();
@@ -347,6 +367,17 @@ pub fn load(local: &Local) -> Result<MetaState, ConductError> {
     Ok(MetaState::load(rows.kvs.into_iter().map(|kv| (kv.key, kv.value)))?)
 }
 
+/// An operation's kind, as it is counted.
+fn kind(work: &Work) -> OperationKind {
+    match work {
+        Work::Create { .. } => OperationKind::Create,
+        Work::Sequence { .. } => OperationKind::Sequence,
+        Work::Split { .. } => OperationKind::Split,
+        Work::Merge { .. } => OperationKind::Merge,
+        Work::Move { .. } => OperationKind::Move,
+    }
+}
+
 /// Asks a member for something about groups.
 ///
 /// # Errors
@@ -363,7 +394,7 @@ pub async fn ask_control(calls: &Calls, member: MemberId, control: &Control, tim
 }
 
 #[expect(clippy::disallowed_methods, reason = "recorded for people; the conductor says what else it decides")]
-fn wall_seconds() -> u64 {
+pub(crate) fn wall_seconds() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)
         .map_or(0, |since| since.as_secs())

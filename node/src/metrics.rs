@@ -164,8 +164,8 @@ pub struct Method {
 /// Labels of a keyspace's metrics.
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
 pub struct Keyspace {
-    /// Name.
-    pub keyspace: &'static str,
+    /// Name. There are few keyspaces, by a limit of the shard map.
+    pub keyspace: String,
 }
 
 #[derive(Clone, Debug, Hash, PartialEq, Eq, EncodeLabelSet)]
@@ -308,10 +308,12 @@ metrics! { named;
     shard_bytes: PerShard<Shard, Gauge> = PerShard::new(&named, Gauge::default), "althing_shard_bytes", "Bytes of a shard's rows at this member, as a fresh copy would take";
     /// Keys of a group.
     shard_keys: PerShard<Shard, Gauge> = PerShard::new(&named, Gauge::default), "althing_shard_keys", "Keys of a shard that are there now";
+    /// Groups that hibernate.
+    groups_hibernating: Gauge = Gauge::default(), "althing_groups_hibernating", "Shards that sleep at this member for want of work";
     /// Operations under way.
-    operations: Family<Operation, Gauge> = Family::default(), "althing_operations", "Operations on shards under way, as this member knows the shard map";
+    operations: Family<Operation, Gauge> = Family::default(), "althing_operations", "Operations on shards under way, at the member that conducts them";
     /// Operations that ended.
-    operations_ended: Family<Operation, Counter> = Family::default(), "althing_operations_ended", "Operations on shards that ended, as this member saw them in the shard map";
+    operations_ended: Family<Operation, Counter> = Family::default(), "althing_operations_ended", "Operations on shards that ended, at the member that conducted them then";
     /// Calls to other nodes.
     calls: Family<Call, Counter> = Family::default(), "althing_calls", "Calls to other members, by how they ended";
     /// Calls of other nodes.
@@ -390,6 +392,7 @@ impl Metrics {
         ] {
             gauges.clear();
         }
+        self.store_revision.clear();
         self.raft_peer_lag.clear();
         scraping
     }
@@ -402,12 +405,16 @@ impl Metrics {
         Pending(gauge)
     }
 
-    /// Takes note of the operations in the shard map, by their ids. Those that were there before and are not any more have ended.
-    pub fn see_operations(&self, now: BTreeMap<u64, OperationKind>) {
+    /// Takes note of the operations in the shard map, by their ids, at the member that conducts them. Those that were there before and
+    /// are not any more have ended. `None`: another member conducts, and counts.
+    pub fn see_operations(&self, now: Option<BTreeMap<u64, OperationKind>>) {
         let mut seen = self.operations_seen.lock().unwrap_or_else(PoisonError::into_inner);
-        for (_, kind) in seen.iter().filter(|(id, _)| !now.contains_key(id)) {
-            self.operations_ended.get_or_create(&Operation { kind: *kind }).inc();
+        if let Some(now) = &now {
+            for (_, kind) in seen.iter().filter(|(id, _)| !now.contains_key(id)) {
+                self.operations_ended.get_or_create(&Operation { kind: *kind }).inc();
+            }
         }
+        let now = now.unwrap_or_default();
         for kind in OperationKind::ALL {
             let count = now.values().filter(|other| **other == kind).count();
             let gauge = self.operations.get_or_create_owned(&Operation { kind });
@@ -560,8 +567,8 @@ mod tests {
     fn an_operation_is_counted_by_its_kind_when_the_map_has_it_no_more() {
         let metrics = Metrics::new("a".to_owned());
         let (split, merge) = (OperationKind::Split, OperationKind::Merge);
-        metrics.see_operations([(1, split), (2, split), (3, merge)].into());
-        metrics.see_operations([(2, split), (4, OperationKind::Move)].into());
+        metrics.see_operations(Some([(1, split), (2, split), (3, merge)].into()));
+        metrics.see_operations(Some([(2, split), (4, OperationKind::Move)].into()));
         let text = metrics.text();
         for line in [
             r#"althing_operations{kind="split"} 1"#,
@@ -569,6 +576,16 @@ mod tests {
             r#"althing_operations{kind="move"} 1"#,
             r#"althing_operations_ended_total{kind="split"} 1"#,
             r#"althing_operations_ended_total{kind="merge"} 1"#,
+            r#"althing_operations_ended_total{kind="move"} 0"#,
+        ] {
+            assert!(text.contains(line), "{line} is missing in\n{text}");
+        }
+        // Whoever conducts next counts how these end.
+        metrics.see_operations(None);
+        metrics.see_operations(Some(BTreeMap::new()));
+        let text = metrics.text();
+        for line in [
+            r#"althing_operations{kind="split"} 0"#,
             r#"althing_operations_ended_total{kind="move"} 0"#,
         ] {
             assert!(text.contains(line), "{line} is missing in\n{text}");

@@ -424,6 +424,7 @@ impl Node {
                 Arc::clone(&shared),
                 joiner,
                 Arc::clone(&conductor),
+                Arc::clone(&atlas),
             ))
             .abort_handle(),
             tokio::spawn(ready::run(

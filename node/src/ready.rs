@@ -2,12 +2,13 @@
 
 use crate::atlas::{Atlas, Chart};
 use crate::keyspace::RoutedKeyspace;
-use crate::shared::Shared;
+use crate::shared::{Failed, Shared};
 use althing_api::health::HealthSwitch;
 use althing_raft::ids::GroupId;
 use althing_raft::io::Role;
 use althing_raft::roster::{Footprint, ReadMode};
 use althing_shard::Event;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -128,26 +129,40 @@ async fn wish_reads(shared: &Shared, chart: &Chart) {
     }
 }
 
+/// Reads in group 0, and once in every other group that came here: that also shows that this member has caught up with it. Were they
+/// all read each time, none could ever hibernate.
+async fn probe(shared: &Shared, chart: &Chart, caught_up: &mut BTreeSet<GroupId>) -> Result<(), Failed> {
+    let groups = chart.groups_for(shared.me);
+    caught_up.retain(|group| groups.contains(group));
+    let new: Vec<GroupId> = groups.difference(caught_up).copied().collect();
+    for group in [GroupId::META].into_iter().chain(new) {
+        let deadline = shared.clock.now().after(PROBE_TIMEOUT);
+        let asked = shared.ask_host(|request| Event::Read {
+            request,
+            group,
+            footprint: Footprint::All,
+            deadline,
+        });
+        asked.await?;
+        if group != GroupId::META {
+            caught_up.insert(group);
+        }
+    }
+    Ok(())
+}
+
 /// Looks until the task is aborted.
 pub async fn run(shared: Arc<Shared>, atlas: Arc<Atlas>, keyspace: Arc<RoutedKeyspace>, health: HealthSwitch) {
     let mut failures = 0;
+    let mut caught_up = BTreeSet::new();
     loop {
         let chart = atlas.chart();
         let readiness = match obstacle(&shared).or_else(|| unserved(&shared, &chart)) {
             Some(reason) => Readiness { ready: false, reason },
             None => {
-                let deadline = shared.clock.now().after(PROBE_TIMEOUT);
-                // Also shows that the commit index of this boot is known: a read index is one.
-                match shared
-                    .ask_host(|request| Event::Read {
-                        request,
-                        group: GroupId::META,
-                        footprint: Footprint::All,
-                        deadline,
-                    })
-                    .await
+                match probe(&shared, &chart, &mut caught_up).await
                 {
-                    Ok(_) => {
+                    Ok(()) => {
                         wish_reads(&shared, &chart).await;
                         match leaderless(&shared, &chart) {
                             None => {

@@ -71,7 +71,7 @@ async fn a_sound_volume_is_described_and_left_as_it_is() {
     }
     let json: serde_json::Value = serde_json::from_str(&inspect(&dir, &["-o", "json"])).unwrap();
     assert_eq!(json["verdict"]["action"], "start");
-    assert_eq!(json["groups"][0]["state"]["read"]["keys"], 40);
+    assert_eq!(json["groups"][1]["state"]["read"]["keys"], 40);
     assert_eq!(json["identity"]["read"]["name"], "orders-0");
     assert_eq!(content(&dir), before, "nothing was changed");
 }

@@ -29,6 +29,14 @@ pub(crate) struct Pending {
     pub(crate) group: GroupId,
     pub(crate) stage: Stage,
     deadline: Now,
+    bytes: usize,
+}
+
+/// What one group has under way.
+#[derive(Debug, Default)]
+struct OfGroup {
+    requests: BTreeSet<RequestId>,
+    bytes: usize,
 }
 
 /// All requests of a host.
@@ -36,19 +44,40 @@ pub(crate) struct Pending {
 pub(crate) struct Requests {
     all: BTreeMap<RequestId, Pending>,
     deadlines: BTreeSet<(Now, RequestId)>,
+    groups: BTreeMap<GroupId, OfGroup>,
+    bytes: usize,
 }
 
 impl Requests {
-    pub(crate) fn insert(&mut self, request: RequestId, group: GroupId, stage: Stage, deadline: Now) {
-        let before = self.all.insert(request, Pending { group, stage, deadline });
+    /// `bytes` is what it holds in memory.
+    pub(crate) fn insert(&mut self, request: RequestId, group: GroupId, stage: Stage, deadline: Now, bytes: usize) {
+        let pending = Pending {
+            group,
+            stage,
+            deadline,
+            bytes,
+        };
+        let before = self.all.insert(request, pending);
         assert!(before.is_none(), "invariant: request ids are unique within a boot");
         self.deadlines.insert((deadline, request));
+        let of_group = self.groups.entry(group).or_default();
+        of_group.requests.insert(request);
+        of_group.bytes += bytes;
+        self.bytes += bytes;
     }
 
     /// Takes a request off the list; `None` if it was answered before.
     pub(crate) fn remove(&mut self, request: RequestId) -> Option<Pending> {
         let pending = self.all.remove(&request)?;
         self.deadlines.remove(&(pending.deadline, request));
+        self.bytes -= pending.bytes;
+        if let Some(of_group) = self.groups.get_mut(&pending.group) {
+            of_group.requests.remove(&request);
+            of_group.bytes -= pending.bytes;
+            if of_group.requests.is_empty() {
+                self.groups.remove(&pending.group);
+            }
+        }
         Some(pending)
     }
 
@@ -77,12 +106,25 @@ impl Requests {
         self.all.len()
     }
 
-    /// Everything of one group, for the rare changes of leadership.
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// How many of one group, and their bytes.
+    pub(crate) fn size_of(&self, group: GroupId) -> (usize, usize) {
+        let of_group = self.groups.get(&group);
+        of_group.map_or((0, 0), |of_group| (of_group.requests.len(), of_group.bytes))
+    }
+
+    /// Everything of one group.
     pub(crate) fn of_group(&self, group: GroupId) -> impl Iterator<Item = (RequestId, Stage)> {
-        self.all
-            .iter()
-            .filter(move |(_, pending)| pending.group == group)
-            .map(|(request, pending)| (*request, pending.stage))
+        let requests = self
+            .groups
+            .get(&group)
+            .into_iter()
+            .flat_map(|of_group| &of_group.requests);
+        requests.filter_map(|request| Some((*request, self.all.get(request)?.stage)))
     }
 
     pub(crate) fn next_deadline(&self) -> Option<Now> {
@@ -95,11 +137,7 @@ impl Requests {
         if deadline > now {
             return None;
         }
-        self.deadlines.pop_first();
-        let pending = self
-            .all
-            .remove(&request)
-            .expect("invariant: every deadline has its request");
+        let pending = self.remove(request).expect("invariant: every deadline has its request");
         Some((request, pending))
     }
 }

@@ -7,6 +7,7 @@
 //! Not here: faults against real processes or a real Kubernetes. The `e2e` crate makes those; it records
 //! a [`History`] and hands it to [`lin::check`], so that one checker judges both worlds.
 
+pub mod herd;
 pub mod history;
 pub mod lin;
 pub mod mutant;

@@ -98,6 +98,12 @@ impl Mutant {
         core.chain(Sabotage::ALL.into_iter().map(Self::Shell))
     }
 
+    /// Whether it is a rule of hibernation, which is also staged (`crate::herd`).
+    #[must_use]
+    pub fn of_hibernation(self) -> bool {
+        matches!(self, Self::Core(core) if core.of_hibernation())
+    }
+
     /// The weather in which it shows.
     #[must_use]
     pub fn weather(self) -> Profile {

@@ -1,5 +1,6 @@
 //! Proof that the simulator finds bugs: every rule that can be broken is broken, and must be noticed.
 
+use althing_sim::herd::judge;
 use althing_sim::rng::mix;
 use althing_sim::{Mutant, Profile, Run, repeat, run, shrink};
 
@@ -28,6 +29,12 @@ fn every_broken_rule_is_noticed() {
     let mut survivors = Vec::new();
     for mutant in Mutant::all() {
         let name = mutant.to_string();
+        // What takes several groups or a very particular silence to see.
+        let staged = mutant.of_hibernation().then(|| judge(Some(mutant), 12));
+        if let Some((scene, wrong)) = staged.and_then(|failed| failed.into_iter().next()) {
+            println!("{name:<28} scene: {scene}: {wrong}");
+            continue;
+        }
         let rare = RARE.iter().filter(|(rare, _, _)| *rare == name);
         let rare = rare.map(|(_, seed, count)| (*seed, *count));
         let found = rare.chain(seeds().zip(1..)).find_map(|(seed, count)| {

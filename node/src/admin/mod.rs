@@ -1,10 +1,13 @@
 //! The HTTP admin API: what `althing-admin` promises, served.
 
+mod layout;
+mod layout_view;
 mod page;
 mod reads;
 mod routes;
 mod scrape;
 
+use crate::atlas::Atlas;
 use crate::conductor::Conductor;
 use crate::node::Joiner;
 use crate::shared::Shared;
@@ -20,14 +23,22 @@ struct Context {
     shared: Arc<Shared>,
     joiner: Arc<Joiner>,
     conductor: Arc<Conductor>,
+    atlas: Arc<Atlas>,
 }
 
 /// Serves until the task is aborted: an operator watches a node go down through it.
-pub async fn serve(socket: TcpListener, shared: Arc<Shared>, joiner: Arc<Joiner>, conductor: Arc<Conductor>) {
+pub async fn serve(
+    socket: TcpListener,
+    shared: Arc<Shared>,
+    joiner: Arc<Joiner>,
+    conductor: Arc<Conductor>,
+    atlas: Arc<Atlas>,
+) {
     let router = router(Context {
         shared,
         joiner,
         conductor,
+        atlas,
     });
     if let Err(error) = axum::serve(socket, router).await {
         tracing::error!(%error, "the admin port failed");
@@ -47,6 +58,15 @@ fn router(context: Context) -> Router {
         .route(paths::MEMBERS, get(routes::members).post(routes::add_learner))
         .route(paths::MEMBER, delete(routes::remove))
         .route(paths::PROMOTE, post(routes::promote))
+        .route(paths::DRAIN, post(layout::drain).delete(layout::undrain))
+        .route(paths::LABELS, put(layout::labels))
+        .route(paths::LAYOUT, get(layout::layout))
+        .route(paths::KEYSPACES, get(layout::keyspaces))
+        .route(
+            paths::KEYSPACE,
+            put(layout::put_keyspace).delete(layout::drop_keyspace),
+        )
+        .route(paths::OPERATION, delete(layout::cancel))
         .route(paths::SHARDS, get(routes::shards))
         .route(paths::TRANSFER_LEADER, post(routes::transfer_leader))
         .route(paths::READS, put(reads::set))

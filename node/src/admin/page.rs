@@ -1,6 +1,6 @@
 //! The OpenAPI document, and a page for people that renders it without anything from elsewhere.
 
-use super::{reads, routes, scrape};
+use super::{layout, reads, routes, scrape};
 use axum::Json;
 use axum::response::{Html, IntoResponse};
 use utoipa::OpenApi;
@@ -9,7 +9,7 @@ use utoipa::OpenApi;
 #[openapi(
     info(
         title = "Althing node",
-        description = "Status, membership and leadership of one member. Changes go to the leader of the shard; others answer 421 with its id. \
+        description = "Status, membership and leadership of one member, and the cluster's keyspaces and shards. Changes go to the leader of the shard; others answer 421 with its id. \
                        Ids are sixteen hex digits, as etcd prints them."
     ),
     paths(
@@ -22,6 +22,14 @@ use utoipa::OpenApi;
         routes::add_learner,
         routes::remove,
         routes::promote,
+        layout::drain,
+        layout::undrain,
+        layout::labels,
+        layout::layout,
+        layout::keyspaces,
+        layout::put_keyspace,
+        layout::drop_keyspace,
+        layout::cancel,
         routes::shards,
         routes::transfer_leader,
         reads::set,
@@ -56,6 +64,12 @@ mod tests {
             paths::MEMBERS,
             paths::MEMBER,
             paths::PROMOTE,
+            paths::DRAIN,
+            paths::LABELS,
+            paths::LAYOUT,
+            paths::KEYSPACES,
+            paths::KEYSPACE,
+            paths::OPERATION,
             paths::SHARDS,
             paths::TRANSFER_LEADER,
         ] {

@@ -61,6 +61,61 @@ fn range(range: ReadRange) -> Result<ResponderRange, Refuse> {
     })
 }
 
+/// A wish as the core takes it.
+pub(super) fn read_spec(request: ReadsRequest) -> Result<ReadSpec, Refuse> {
+    let responders = match request.ranges {
+        None => Responders::All,
+        Some(ranges) if ranges.len() > roster::RANGES_MAX => {
+            let error = roster::SpecError::TooManyRanges(ranges.len());
+            return Err(refuse(ProblemReason::Invalid, error.to_string()));
+        }
+        Some(ranges) => Responders::Ranges(ranges.into_iter().map(range).collect::<Result<_, _>>()?),
+    };
+    Ok(ReadSpec {
+        mode: match request.mode {
+            ReadMode::ReadIndex => roster::ReadMode::ReadIndex,
+            ReadMode::LeaderLease => roster::ReadMode::LeaderLease,
+            ReadMode::RosterLease => roster::ReadMode::RosterLease,
+        },
+        responders,
+        revisions: match request.revisions.unwrap_or_default() {
+            Revisions::Current => roster::Revisions::Current,
+            Revisions::OfKeys => roster::Revisions::OfKeys,
+        },
+        lease: Duration::from_millis(request.lease_millis.unwrap_or(LEASE_MILLIS)),
+    })
+}
+
+/// The wish that a specification came from.
+pub(super) fn asked_reads(spec: &ReadSpec) -> ReadsRequest {
+    let range = |range: &ResponderRange| {
+        let text = |bytes: &Bytes| String::from_utf8_lossy(bytes).into_owned();
+        let (start, end) = match &range.span {
+            // The same keys: the next key is this one and a zero byte.
+            Span::Key(key) => (text(key), Some(text(key) + "\0")),
+            Span::Range { start, end } => (text(start), end.as_ref().map(text)),
+        };
+        ReadRange {
+            start,
+            end,
+            members: range.members.iter().map(ToString::to_string).collect(),
+        }
+    };
+    ReadsRequest {
+        mode: mode(spec.mode),
+        ranges: match &spec.responders {
+            Responders::All => None,
+            Responders::None => Some(Vec::new()),
+            Responders::Ranges(ranges) => Some(ranges.iter().map(range).collect()),
+        },
+        revisions: Some(match spec.revisions {
+            roster::Revisions::Current => Revisions::Current,
+            roster::Revisions::OfKeys => Revisions::OfKeys,
+        }),
+        lease_millis: Some(u64::try_from(spec.lease.as_millis()).unwrap_or(u64::MAX)),
+    }
+}
+
 /// Has a shard answer linearizable reads in another way
 #[utoipa::path(put, path = paths::READS, request_body = ReadsRequest,
     params(("id" = String, Path, description = "shard id")), responses(
@@ -76,27 +131,8 @@ pub(super) async fn set(
     Json(request): Json<ReadsRequest>,
 ) -> Result<Json<ShardList>, Refuse> {
     let group = parse_group(&context.shared, &id)?;
-    let responders = match request.ranges {
-        None => Responders::All,
-        Some(ranges) if ranges.len() > roster::RANGES_MAX => {
-            let error = roster::SpecError::TooManyRanges(ranges.len());
-            return Err(refuse(ProblemReason::Invalid, error.to_string()));
-        }
-        Some(ranges) => Responders::Ranges(ranges.into_iter().map(range).collect::<Result<_, _>>()?),
-    };
-    let spec = ReadSpec {
-        mode: match request.mode {
-            ReadMode::ReadIndex => roster::ReadMode::ReadIndex,
-            ReadMode::LeaderLease => roster::ReadMode::LeaderLease,
-            ReadMode::RosterLease => roster::ReadMode::RosterLease,
-        },
-        responders,
-        revisions: match request.revisions.unwrap_or_default() {
-            Revisions::Current => roster::Revisions::Current,
-            Revisions::OfKeys => roster::Revisions::OfKeys,
-        },
-        lease: Duration::from_millis(request.lease_millis.unwrap_or(LEASE_MILLIS)),
-    };
+    let wanted = request.mode;
+    let spec = read_spec(request)?;
     let shared = &context.shared;
     let deadline = shared.deadline();
     let asked = shared.ask_host(|request| Event::SetReads {
@@ -107,7 +143,7 @@ pub(super) async fn set(
     });
     match asked.await.map_err(|error| failed(shared, error))? {
         Done::ReadsSet { index } => {
-            tracing::info!(%group, %index, mode = ?request.mode, "reads will be answered in another way");
+            tracing::info!(%group, %index, mode = ?wanted, "reads will be answered in another way");
             Ok(shards(State(context.clone())).await)
         }
         Done::Read { .. } | Done::Configured { .. } | Done::Transferred { .. } => {

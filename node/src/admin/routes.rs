@@ -1,6 +1,7 @@
 //! One handler per path.
 
 use super::Context;
+use super::layout_view::kind;
 use super::reads::reads_status;
 use crate::conductor::ConductError;
 use crate::members::MemberInfo;
@@ -96,7 +97,7 @@ pub(super) fn failed(shared: &Shared, error: Failed) -> Refuse {
     }
 }
 
-fn not_leader(shared: &Shared, leader: Option<MemberId>) -> Refuse {
+pub(super) fn not_leader(shared: &Shared, leader: Option<MemberId>) -> Refuse {
     let leader = leader
         .or_else(|| shared.soft(GROUP).and_then(|soft| soft.leader))
         .map(|leader| {
@@ -197,16 +198,20 @@ pub(super) async fn status(State(context): State<Context>) -> Json<NodeStatus> {
             state_bytes,
             free_bytes: shared.volume().free,
         },
-        shards: shard_statuses(shared).await,
+        shards: shard_statuses(&context).await,
     })
 }
 
-async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
+async fn shard_statuses(context: &Context) -> Vec<ShardStatus> {
+    let (shared, chart) = (&context.shared, context.atlas.chart());
     let views = shared.views().await;
     views
         .into_iter()
         .map(|(group, view)| {
             let raft = view.raft;
+            let store = shared.groups.get(group);
+            let size = store.as_ref().and_then(|store| store.size().ok());
+            let (kind, keyspace) = kind(&chart.state, group);
             let texts =
                 |members: &std::collections::BTreeSet<MemberId>| members.iter().map(ToString::to_string).collect();
             ShardStatus {
@@ -217,11 +222,7 @@ async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
                 commit_index: raft.commit.0,
                 applied_index: view.applied.index.0,
                 last_index: raft.last.index.0,
-                revision: shared
-                    .groups
-                    .get(group)
-                    .map(|store| store.current_revision().0)
-                    .unwrap_or_default(),
+                revision: store.map(|store| store.current_revision().0).unwrap_or_default(),
                 config_index: raft.soft.config.index.0,
                 voters: texts(&raft.soft.config.voters),
                 learners: texts(&raft.soft.config.learners),
@@ -236,11 +237,11 @@ async fn shard_statuses(shared: &Shared) -> Vec<ShardStatus> {
                     })
                     .collect(),
                 reads: Some(reads_status(&raft.lease)),
-                kind: None,
-                keyspace: None,
-                bytes: None,
-                keys: None,
-                hibernating: None,
+                kind,
+                keyspace,
+                bytes: size.map(|size| size.in_use),
+                keys: size.map(|size| size.keys),
+                hibernating: Some(raft.hibernates),
             }
         })
         .collect()
@@ -489,7 +490,7 @@ pub(super) async fn remove(
 #[utoipa::path(get, path = paths::SHARDS, responses((status = 200, description = "the shards", body = ShardList)))]
 pub(super) async fn shards(State(context): State<Context>) -> Json<ShardList> {
     Json(ShardList {
-        shards: shard_statuses(&context.shared).await,
+        shards: shard_statuses(&context).await,
     })
 }
 

@@ -1,6 +1,7 @@
 //! What Prometheus scrapes: the gauges that are set when somebody asks.
 
 use super::Context;
+use crate::atlas::Chart;
 use crate::metrics::{CONTENT_TYPE, Keyspace, Metrics, Shard, ShardPeer};
 use crate::shard_labels::Fold;
 use crate::shared::{Shared, Store};
@@ -8,6 +9,7 @@ use althing_admin::paths;
 use althing_raft::ids::GroupId;
 use althing_raft::io::Role;
 use althing_shard::host::GroupView;
+use althing_shard::map::{KeyspaceId, RouteTable};
 use althing_store::StoreSize;
 use axum::extract::State;
 use axum::http::header;
@@ -18,11 +20,11 @@ use axum::response::{IntoResponse, Response};
 pub(super) async fn metrics(State(context): State<Context>) -> Response {
     let shared = &context.shared;
     let views = shared.views().await;
-    let text = tokio::task::block_in_place(|| page(shared, &views));
+    let text = tokio::task::block_in_place(|| page(shared, &context.atlas.chart(), &views));
     ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response()
 }
 
-fn page(shared: &Shared, views: &[(GroupId, GroupView)]) -> String {
+fn page(shared: &Shared, chart: &Chart, views: &[(GroupId, GroupView)]) -> String {
     let metrics = &shared.metrics;
     metrics.keep_shards(views.iter().map(|(group, _)| group.0));
     let _scraping = metrics.begin_scrape();
@@ -36,17 +38,33 @@ fn page(shared: &Shared, views: &[(GroupId, GroupView)]) -> String {
     metrics.store_bytes.set(number(total.on_disk));
     metrics.store_bytes_in_use.set(number(total.in_use));
     metrics.store_keys.set(number(total.keys));
-    if let Some(store) = shared.groups.get(GroupId::FIRST_SHARD) {
-        metrics
-            .store_revision
-            .get_or_create(&Keyspace { keyspace: "default" })
-            .set(store.current_revision().0);
+    for (id, table) in chart.tables() {
+        set_revision(shared, chart, id, table);
     }
+    let sleeping = views.iter().filter(|(_, view)| view.raft.hibernates).count();
+    metrics.groups_hibernating.set(number(sleeping as u64));
     let groups = shared.count_groups();
     metrics.groups.set(number(groups.all as u64));
     metrics.groups_led.set(number(groups.led as u64));
     metrics.groups_leaderless.set(number(groups.leaderless as u64));
     metrics.text()
+}
+
+/// The newest revision of a keyspace that this member knows.
+fn set_revision(shared: &Shared, chart: &Chart, id: KeyspaceId, table: &RouteTable) {
+    let stores = table
+        .shards()
+        .iter()
+        .filter_map(|route| shared.groups.get(route.group));
+    let newest = stores.map(|store| store.current_revision().0).max();
+    if let (Some(newest), Some(record)) = (newest, chart.state.keyspaces.get(&id)) {
+        let keyspace = record.name.clone();
+        shared
+            .metrics
+            .store_revision
+            .get_or_create(&Keyspace { keyspace })
+            .set(newest);
+    }
 }
 
 fn number(value: u64) -> i64 {

@@ -74,6 +74,16 @@ pub enum WalError {
         /// Bytes that fit.
         limit: usize,
     },
+    /// Every segment begins with the states of all groups, and so many would leave too little of it; nothing was written.
+    #[error("{groups} groups are too many for segments of {bytes} bytes, which hold {limit}; raise the segment size")]
+    TooManyGroups {
+        /// Groups that there would be.
+        groups: usize,
+        /// As many as may be.
+        limit: usize,
+        /// Bytes of a segment.
+        bytes: u64,
+    },
     /// The volume is full. Nothing was written, and the same call may be tried again.
     #[error("{dir} has no room for the log's next {bytes} bytes; free some space on the volume, and writing goes on")]
     NoSpace {
@@ -107,6 +117,7 @@ impl WalError {
             | Self::Failed { .. }
             | Self::Misuse { .. }
             | Self::TooLarge { .. }
+            | Self::TooManyGroups { .. }
             | Self::SegmentSize { .. } => false,
         }
     }

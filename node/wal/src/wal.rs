@@ -16,7 +16,7 @@ use althing_raft::entry::{Entry, HardState};
 use althing_raft::ids::{GroupId, Index, LogPosition};
 use althing_raft::mark::Mark;
 use althing_raft::mutant::Mutant;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -27,6 +27,10 @@ pub const SEGMENT_BYTES_MIN: u64 = 4 << 10;
 pub const SEGMENT_BYTES_MAX: u64 = 1 << 30;
 /// Dead segments kept for reuse. One is enough for a steady log; two absorb a compaction that frees several.
 pub const SPARES_MAX: usize = 2;
+
+/// Largest share of a segment that the states of all groups may take, as a divisor: with the default size more than a hundred
+/// thousand groups.
+const STATES_SHARE: usize = 2;
 
 /// How to keep a log.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -256,6 +260,7 @@ impl Wal {
             batch: Vec::new(),
             _lock: lock,
         };
+        wal.check_groups(wal.groups.len())?;
         Ok((wal, recovered))
     }
 
@@ -267,15 +272,19 @@ impl Wal {
     /// Any other failure is final: see [`WalError::Failed`].
     pub fn append(&mut self, writes: &[GroupWrite]) -> Result<(), WalError> {
         self.check_usable()?;
-        for (at, write) in writes.iter().enumerate() {
+        let mut named = BTreeSet::new();
+        for write in writes {
             // A group may appear twice in one batch; only its first write can be checked against the log as it is.
-            if !writes[..at].iter().any(|earlier| earlier.group == write.group) {
+            if named.insert(write.group) {
                 self.check_write(write)?;
             }
-            self.check_shape(write)?;
         }
+        // Whatever opens a segment in the middle of the batch must have room for the newcomers before it as well.
+        let groups = self.groups.len() + named.iter().filter(|group| !self.groups.contains_key(group)).count();
+        self.check_groups(groups)?;
+        writes.iter().try_for_each(|write| self.check_shape(write, groups))?;
         // Before the first byte: a batch that runs out of segments halfway could be neither finished nor taken back.
-        self.reserve(writes.iter().flat_map(record_sizes))?;
+        self.reserve(groups, writes.iter().flat_map(record_sizes))?;
         let result = self.append_checked(writes);
         self.latch(result)
     }
@@ -349,7 +358,7 @@ impl Wal {
         if up_to.index <= start {
             return Ok(());
         }
-        self.reserve([STATE_RECORD_BYTES])?;
+        self.reserve(self.groups.len(), [STATE_RECORD_BYTES])?;
         let result = self
             .push(group, Record::Compact(up_to))
             .and_then(|_| self.write_batch());
@@ -378,11 +387,24 @@ impl Wal {
         }
     }
 
-    /// Largest record that a segment takes beside the header and the batch's end.
-    fn record_bytes_max(&self) -> usize {
-        let segment = usize::try_from(self.options.segment_bytes).expect("invariant: at most SEGMENT_BYTES_MAX");
-        // The hard states and starts of all groups open every segment.
-        segment.saturating_sub(SEGMENT_HEADER_BYTES + 2 * BATCH_END_BYTES + (self.groups.len() + 1) * STATE_BYTES_MAX)
+    fn segment_bytes(&self) -> usize {
+        usize::try_from(self.options.segment_bytes).expect("invariant: at most SEGMENT_BYTES_MAX")
+    }
+
+    /// Largest record that a segment takes beside the header, the states of so many groups, which open every segment, and the
+    /// batch's end.
+    fn record_bytes_max(&self, groups: usize) -> usize {
+        let around = SEGMENT_HEADER_BYTES + 2 * BATCH_END_BYTES + groups * STATE_BYTES_MAX;
+        self.segment_bytes().saturating_sub(around)
+    }
+
+    fn check_groups(&self, groups: usize) -> Result<(), WalError> {
+        let limit = self.segment_bytes() / STATES_SHARE / STATE_BYTES_MAX;
+        if groups > limit {
+            let bytes = self.options.segment_bytes;
+            return Err(WalError::TooManyGroups { groups, limit, bytes });
+        }
+        Ok(())
     }
 
     fn check_usable(&self) -> Result<(), WalError> {
@@ -404,7 +426,7 @@ impl Wal {
         result
     }
 
-    fn check_shape(&self, write: &GroupWrite) -> Result<(), WalError> {
+    fn check_shape(&self, write: &GroupWrite, groups: usize) -> Result<(), WalError> {
         let group = write.group;
         if let Some(pair) = write
             .entries
@@ -414,7 +436,7 @@ impl Wal {
             let what = format!("entry {} follows entry {}", pair[1].index, pair[0].index);
             return Err(WalError::Misuse { group, what });
         }
-        let limit = self.record_bytes_max();
+        let limit = self.record_bytes_max(groups);
         match write.entries.iter().map(entry_record_len).find(|bytes| *bytes > limit) {
             Some(bytes) => Err(WalError::TooLarge { group, bytes, limit }),
             None => Ok(()),

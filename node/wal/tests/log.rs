@@ -1,8 +1,9 @@
 //! What the log promises, on a disk that crashes.
 #![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
-use althing_raft::entry::{Entry, HardState, Payload};
-use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
+use althing_raft::entry::{Entry, HardState, LeaseState, Payload};
+use althing_raft::ids::{Epoch, GroupId, Index, LogPosition, MemberId, Term};
+use althing_raft::roster::Ballot;
 use althing_wal::sim_disk::SimDisk;
 use althing_wal::{Disk, GroupWrite, LAGGARD_SEGMENTS, Options, Recovered, RecoveredGroup, StdDisk, Wal, WalError};
 use bytes::Bytes;
@@ -401,6 +402,102 @@ fn a_full_volume_refuses_a_batch_whole_and_takes_it_once_there_is_room() {
         recovered.groups[&G].entries,
         [entries(1, 1..=5), entries(2, 6..=400)].concat()
     );
+}
+
+#[test]
+fn a_batch_of_many_new_groups_has_room_for_the_states_of_all_of_them_or_is_refused_whole() {
+    let options = Options {
+        segment_bytes: 16 << 10,
+    };
+    let large = HardState {
+        lease: LeaseState {
+            incarnation: 1,
+            adopted: Ballot {
+                term: Term(3),
+                epoch: Epoch(4),
+            },
+            ..LeaseState::default()
+        },
+        ..hard_state(3, 0)
+    };
+    let text = "x".repeat(700);
+    let newcomer = |group| GroupWrite {
+        hard_state: Some(large),
+        ..write(GroupId(group), (1..=4).map(|index| entry(1, index, &text)).collect())
+    };
+    let newcomers: Vec<_> = (2..=38).map(newcomer).collect();
+    // However far the segment is filled before.
+    for before in 1..=150 {
+        let disk = SimDisk::new(1);
+        let (mut wal, _) = Wal::open(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
+        commit(&mut wal, entries(1, 1..=before));
+        disk.set_capacity(Some(3 * options.segment_bytes));
+        let error = wal.append(&newcomers).unwrap_err();
+        assert!(error.is_no_space(), "{error}");
+        disk.set_capacity(None);
+        wal.append(&newcomers).unwrap();
+        wal.sync().unwrap();
+        drop(wal);
+        let (_, recovered) = Wal::open(Arc::new(disk.clone()), Path::new(DIR), options).unwrap();
+        for write in &newcomers {
+            let found = &recovered.groups[&write.group];
+            assert_eq!((found.hard_state, &found.entries), (large, &write.entries));
+        }
+    }
+}
+
+#[test]
+fn more_groups_than_a_segment_can_begin_with_are_refused() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    let states = |count| {
+        let state = |group| GroupWrite {
+            hard_state: Some(hard_state(1, 0)),
+            ..write(GroupId(group), Vec::new())
+        };
+        (1..=count).map(state).collect::<Vec<_>>()
+    };
+    let error = wal.append(&states(50)).unwrap_err().to_string();
+    expect_test::expect!["50 groups are too many for segments of 4096 bytes, which hold 9; raise the segment size"]
+        .assert_eq(&error);
+    wal.append(&states(9)).unwrap();
+    wal.sync().unwrap();
+    for round in 0..20 {
+        commit(&mut wal, entries(1, 1 + round * 5..=5 + round * 5));
+    }
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    assert_eq!(recovered.groups.len(), 9);
+}
+
+#[test]
+fn a_group_that_left_keeps_its_vote_and_nothing_of_its_log() {
+    let disk = SimDisk::new(1);
+    let (mut wal, _) = open(&disk);
+    commit(&mut wal, entries(1, 1..=30));
+    let retired = GroupWrite {
+        hard_state: Some(hard_state(4, 0)),
+        reset_to: Some(LogPosition::default()),
+        ..write(G, Vec::new())
+    };
+    wal.append(&[retired]).unwrap();
+    wal.sync().unwrap();
+    drop(wal);
+    let (mut wal, recovered) = open(&disk);
+    let group = &recovered.groups[&G];
+    assert_eq!(
+        (group.hard_state, group.log_start),
+        (hard_state(4, 0), LogPosition::default())
+    );
+    assert!(group.entries.is_empty());
+    // It comes back with an empty log, whose beginning may be replaced: nothing of it is committed.
+    commit(&mut wal, entries(5, 1..=3));
+    commit(&mut wal, entries(6, 2..=3));
+    drop(wal);
+    let (_, recovered) = open(&disk);
+    let expected = [entries(5, 1..=1), entries(6, 2..=3)].concat();
+    assert_eq!(recovered.groups[&G].entries, expected);
+    assert_eq!(recovered.groups[&G].hard_state, hard_state(4, 0));
 }
 
 #[test]

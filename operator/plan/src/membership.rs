@@ -52,17 +52,33 @@ fn place<'a>(draft: &Draft<'a>, member: &MemberId) -> Option<&'a Place> {
     draft.observed.places.as_ref()?.get(member)
 }
 
-/// Members that were being emptied and are wanted again: the declared number has gone up meanwhile.
+/// Whether the member is there, by its own word: of one that is silent, the data may be gone.
+fn answers(draft: &Draft<'_>, member: &Placed<'_>) -> bool {
+    let report = member.slot.and_then(reported);
+    report.is_some_and(|report| report.member_id == *member.id) && gone(draft, member).is_none()
+}
+
+/// Whether a member stays that can take what the others hold.
+fn has_home(draft: &Draft<'_>, placed: &[Placed<'_>]) -> bool {
+    placed
+        .iter()
+        .any(|member| member.voter && draft.is_desired(member.ordinal) && answers(draft, member))
+}
+
+/// Members that were being emptied and are needed again: the declared number has gone up meanwhile, or the data of those
+/// that should take over are gone.
 fn undrain(draft: &mut Draft<'_>, placed: &[Placed<'_>]) {
+    let home = has_home(draft, placed);
     for member in placed {
         let draining = place(draft, member.id).is_some_and(|place| place.draining);
-        // Its own word that it is there: of one that is silent it may be the data that is gone.
-        let answers = member
-            .slot
-            .and_then(reported)
-            .is_some_and(|report| report.member_id == *member.id);
-        if draining && answers && draft.is_desired(member.ordinal) && gone(draft, member).is_none() {
-            let why = format!("{} is declared and stays", draft.name(member.ordinal));
+        let desired = draft.is_desired(member.ordinal);
+        if draining && answers(draft, member) && (desired || !home) {
+            let name = draft.name(member.ordinal);
+            let why = if desired {
+                format!("{name} is declared and stays")
+            } else {
+                format!("no member that stays can take what {name} holds now")
+            };
             draft.step(
                 Step::Undrain {
                     member: member.id.clone(),
@@ -74,11 +90,19 @@ fn undrain(draft: &mut Draft<'_>, placed: &[Placed<'_>]) {
 }
 
 /// Whether the member holds no replicas any more; has it emptied, if nobody did yet.
-fn drained(draft: &mut Draft<'_>, member: &Placed<'_>, why: &str) -> bool {
+fn drained(draft: &mut Draft<'_>, placed: &[Placed<'_>], member: &Placed<'_>, why: &str) -> bool {
     let name = draft.name(member.ordinal);
     let Some(place) = place(draft, member.id) else {
         return true;
     };
+    if !draft.is_desired(member.ordinal) && gone(draft, member).is_none() && !has_home(draft, placed) {
+        draft.wait(
+            &name,
+            "NoHome",
+            format!("{why}, and leaves when a member that stays can take what it holds"),
+        );
+        return false;
+    }
     let (replicas, plural) = (place.replicas, if place.replicas == 1 { "" } else { "s" });
     if !place.draining {
         draft.step(
@@ -93,7 +117,7 @@ fn drained(draft: &mut Draft<'_>, member: &Placed<'_>, why: &str) -> bool {
         draft.wait(
             &name,
             "Draining",
-            format!("{name} still holds {replicas} replica{plural}, which move to other members before it leaves"),
+            format!("{name} still holds {replicas} replica{plural}; it leaves when other members have taken over"),
         );
     }
     replicas == 0
@@ -397,7 +421,7 @@ fn shrink(draft: &mut Draft<'_>, consensus: &Consensus, placed: &[Placed<'_>]) {
         // All at once, so that nothing moves from one that leaves to another that leaves.
         for victim in rest {
             let reason = why(draft, victim);
-            drained(draft, victim, &reason);
+            drained(draft, placed, victim, &reason);
         }
     }
 }
@@ -423,7 +447,7 @@ fn remove(draft: &mut Draft<'_>, consensus: &Consensus, placed: &[Placed<'_>], m
                 format!("{why}, but without {name} only {active} voters would answer and {needed} are needed; {cure}"),
             );
         }
-        Ok(()) if !drained(draft, member, why) => {}
+        Ok(()) if !drained(draft, placed, member, why) => {}
         Ok(()) if consensus.leader == *member.id => transfer(draft, consensus, placed, member, why),
         Ok(()) => draft.step(
             Step::RemoveMember {

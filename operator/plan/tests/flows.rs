@@ -376,3 +376,126 @@ fn a_crash_after_any_number_of_steps_is_carried_on_from() {
         assert_eq!(world.bootstraps, 1);
     }
 }
+
+#[test]
+fn members_are_emptied_of_replicas_before_they_leave() {
+    let mut world = World::sharded(5, 2, 3);
+    world.hold(1, &[1, 3, 4]);
+    world.hold(2, &[0, 1, 3]);
+    world.desired.members = 3;
+    told(
+        &mut world,
+        9,
+        expect![[r#"
+            turn 1
+              Doing: empty x-4 (m5-4) of replicas, because spec.members is 3 and x-4 is beyond it.
+              Doing: empty x-3 (m4-3) of replicas, because spec.members is 3 and x-3 is beyond it.
+            turn 2
+              Doing: remove x-4 (m5-4), because spec.members is 3 and x-4 is beyond it.
+              Waiting (Draining): x-3 still holds 1 replica; it leaves when other members have taken over.
+            turn 3
+              Doing: remove x-3 (m4-3), because spec.members is 3 and x-3 is beyond it.
+              Doing: stop x-4, because x-4 is not needed: it has left the configuration.
+            turn 4
+              Doing: stop x-3, because x-3 is not needed: it has left the configuration.
+              Doing: delete the volume of x-4, because the volume of x-4 is not needed: it has left the configuration.
+            turn 5
+              Doing: delete the volume of x-3, because the volume of x-3 is not needed: it has left the configuration.
+            turn 6
+            turn 7
+            turn 8
+            turn 9
+        "#]],
+    );
+    assert_eq!(world.voters(), ["x-0", "x-1", "x-2"]);
+}
+
+#[test]
+fn a_member_that_is_wanted_again_takes_replicas_again() {
+    let mut world = World::sharded(5, 4, 3);
+    world.desired.members = 3;
+    world.turn(usize::MAX);
+    assert_eq!(world.shards.as_ref().map(|shards| shards.draining.len()), Some(2));
+    world.desired.members = 5;
+    told(
+        &mut world,
+        2,
+        expect![[r#"
+            turn 1
+              Doing: let x-3 (m4-3) take replicas again, because x-3 is declared and stays.
+              Doing: let x-4 (m5-4) take replicas again, because x-4 is declared and stays.
+            turn 2
+        "#]],
+    );
+    assert_eq!(world.shards.as_ref().map(|shards| shards.draining.len()), Some(0));
+    world.settle();
+    assert_eq!(world.voters().len(), 5);
+}
+
+#[test]
+fn a_lost_volume_is_replaced_and_its_replicas_are_made_anew() {
+    let mut world = World::sharded(3, 4, 3);
+    world.disks.remove(&Ordinal(1));
+    world.pods.remove(&Ordinal(1));
+    world.settle();
+    world.conducted();
+    assert_eq!(world.voters(), ["x-0", "x-1", "x-2"]);
+    let shards = world.shards.as_ref().expect("shards");
+    assert!(shards.voters.values().all(|voters| voters.len() == 3), "{shards:?}");
+    assert_eq!(shards.replicas(&world.member(1)), 4);
+}
+
+#[test]
+fn a_restart_waits_for_a_shard_that_cannot_spare_the_member() {
+    let mut world = World::sharded(5, 2, 3);
+    world.hold(2, &[0, 3, 4]);
+    let observed = world.observe();
+    let mut groups = observed.groups.clone();
+    // One of three replicas lags, so neither of the others may stop. The highest ordinal would be restarted first.
+    let group = groups.get_mut(&2).expect("the shard");
+    group.caught_up.remove(&world.member(0));
+    world.desired.workload_hash = "h2".into();
+    let behind = althing_plan::model::Observed { groups, ..observed };
+    let held = plan(&world.desired, &behind);
+    assert!(held.steps.is_empty(), "{held:?}");
+    assert_eq!(held.waits[0].reason, "ShardAtRisk");
+    assert!(
+        held.waits[0]
+            .message
+            .contains("without it 1 voters of shard 2 would be caught up, and 2 are needed"),
+        "{held:?}"
+    );
+    world.settle();
+    assert!(world.pods.values().all(|pod| pod.hash == "h2"));
+}
+
+#[test]
+fn a_shard_without_quorum_is_told_in_the_clusters_conditions() {
+    let mut world = World::sharded(3, 2, 3);
+    let mut observed = world.observe();
+    let group = observed.groups.get_mut(&2).expect("a shard");
+    let only = group.active.first().cloned().expect("someone answers");
+    group.active.retain(|member| *member == only);
+    let planned = plan(&world.desired, &observed);
+    let told: Vec<String> = assess(&world.desired, &observed, &planned)
+        .conditions
+        .into_iter()
+        .map(|one| {
+            format!(
+                "{} {} {}: {}\n",
+                one.kind.word(),
+                one.status.word(),
+                one.reason,
+                one.message
+            )
+        })
+        .collect();
+    expect![[r#"
+        Ready False QuorumLost: 1 of 3 voters of shard 2 answer, 2 are needed
+        Available True Serving: 3 members serve
+        Progressing False AsDeclared: nothing is left to do
+        Degraded True QuorumLost: 1 of 3 voters of shard 2 answer, 2 are needed
+        QuorumHealthy False QuorumLost: 1 of 3 voters of shard 2 answer, 2 are needed
+    "#]]
+    .assert_eq(&told.concat());
+}

@@ -3,10 +3,12 @@
 
 mod world;
 
-use althing_plan::model::{Ordinal, Volume};
+use std::collections::BTreeSet;
+
+use althing_plan::model::{MemberId, Ordinal, Volume};
 use althing_plan::{ConditionKind, ConditionStatus, assess, plan};
 use proptest::prelude::*;
-use world::World;
+use world::{Shards, World};
 
 /// What goes wrong, or what a person asks for.
 #[derive(Clone, Debug)]
@@ -62,17 +64,26 @@ fn outlives(world: &World, ordinal: u32) -> bool {
     let Some(disk) = world.disks.get(&Ordinal(ordinal)) else {
         return true;
     };
-    if !config.voters.contains(&disk.member) {
+    let holds = world
+        .shards
+        .as_ref()
+        .is_some_and(|shards| shards.replicas(&disk.member) > 0);
+    if !config.voters.contains(&disk.member) && !holds {
         return true;
     }
-    let intact = world
-        .disks
-        .iter()
-        .filter(|(other, disk)| {
-            other.0 != ordinal && !disk.lost && !disk.terminating && config.voters.contains(&disk.member)
-        })
-        .count();
-    world.status_bootstrapped && intact > config.voters.len() / 2
+    let intact = |voters: &BTreeSet<MemberId>| {
+        let kept = world
+            .disks
+            .iter()
+            .filter(|(other, disk)| {
+                other.0 != ordinal && !disk.lost && !disk.terminating && voters.contains(&disk.member)
+            })
+            .count();
+        kept > voters.len() / 2
+    };
+    let shards = world.shards.iter().flat_map(|shards| shards.voters.values());
+    let mut shards = shards.filter(|voters| !voters.is_empty());
+    world.status_bootstrapped && intact(&config.voters) && shards.all(intact)
 }
 
 fn happen(world: &mut World, event: &Event) {
@@ -139,10 +150,12 @@ proptest! {
     fn a_cluster_keeps_its_promises_under_failures_and_settles_after_them(
         members in prop_oneof![Just(1u32), Just(3), Just(5)],
         lag_rounds in 0..3u32,
+        shards in prop::option::of((1..4usize, prop_oneof![Just(1usize), Just(3)])),
         events in prop::collection::vec(event(), 0..60),
     ) {
         let mut world = World::new(members);
         world.lag_rounds = lag_rounds;
+        world.shards = shards.map(|(shards, replicas)| Shards::new(shards, replicas));
         for event in &events {
             happen(&mut world, event);
         }
@@ -152,6 +165,14 @@ proptest! {
             pod.pending = false;
         }
         world.settle();
+        if let Some((_, replicas)) = shards {
+            world.conducted();
+            world.settle();
+            let shards = world.shards.as_ref().expect("there are some");
+            let wanted = replicas.min(world.desired.members as usize);
+            prop_assert!(shards.voters.values().all(|voters| voters.len() == wanted), "{:?}", shards);
+            prop_assert!(shards.draining.is_empty(), "{:?}", shards);
+        }
 
         let names: Vec<String> = (0..world.desired.members).map(|ordinal| format!("x-{ordinal}")).collect();
         prop_assert_eq!(world.voters(), names);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use althing_crds::RaftCluster;
+use althing_crds::{RaftCluster, ShardLayout};
 use clap::Parser;
 use kube::core::DeserializeGuard;
 use prometheus_client::registry::Registry;
@@ -66,6 +66,44 @@ impl Bed {
         outcome
     }
 
+    /// Declares a layout of the cluster.
+    pub(super) fn declare(&self, name: &str, second: u32, mut spec: Value) {
+        spec["clusterRef"] = json!({"name": "orders"});
+        let raw = json!({"apiVersion": "althing.dev/v1alpha1", "kind": "ShardLayout", "metadata": {
+            "name": name, "namespace": "shop", "uid": format!("u-{name}"), "generation": 1, "resourceVersion": "0",
+            "creationTimestamp": format!("2026-01-01T00:00:{second:02}Z")
+        }, "spec": spec});
+        let key = ("shardlayouts".to_owned(), "shop".to_owned(), name.to_owned());
+        self.server.0.lock().expect("not poisoned").objects.insert(key, raw);
+    }
+
+    /// One reconciliation of a layout; the members have time between two.
+    pub(super) async fn layout_turn(&mut self, name: &str) -> Result<(), Error> {
+        let raw = self.object("shardlayouts", name);
+        let raw: ShardLayout = serde_json::from_value(raw).expect("a ShardLayout");
+        let outcome = crate::layout::reconcile(Arc::new(DeserializeGuard(Ok(raw))), Arc::clone(&self.context)).await;
+        self.kubelet();
+        outcome.map(drop)
+    }
+
+    /// Turns until the layout is as declared.
+    pub(super) async fn settle_layout(&mut self, name: &str) {
+        for _ in 0..PATIENCE {
+            self.layout_turn(name).await.expect("a turn");
+            let layout = self.object("shardlayouts", name);
+            let current = layout["status"]["observedGeneration"] == layout["metadata"]["generation"];
+            if current && self.layout_condition(name, "Ready") == ("True".into(), "AsDeclared".into()) {
+                return;
+            }
+        }
+        panic!("the layout does not settle: {:#}", self.object("shardlayouts", name));
+    }
+
+    /// Status and reason of a layout's condition.
+    pub(super) fn layout_condition(&self, name: &str, kind: &str) -> (String, String) {
+        condition(&self.object("shardlayouts", name)["status"], kind)
+    }
+
     /// Turns until Ready says that all is as declared.
     pub(super) async fn settle(&mut self) {
         for _ in 0..PATIENCE {
@@ -107,19 +145,7 @@ impl Bed {
 
     /// Status and reason.
     pub(super) fn condition(&self, kind: &str) -> (String, String) {
-        let status = self.status();
-        let found = status["conditions"]
-            .as_array()
-            .into_iter()
-            .flatten()
-            .find(|condition| condition["type"] == kind);
-        let text = |field: &str| {
-            found
-                .and_then(|condition| condition[field].as_str())
-                .unwrap_or_default()
-                .to_owned()
-        };
-        (text("status"), text("reason"))
+        condition(&self.status(), kind)
     }
 
     pub(super) fn names(&self, resource: &str) -> Vec<String> {
@@ -154,6 +180,12 @@ impl Bed {
         server
             .objects
             .retain(|key, object| key.0 != "pods" || object["metadata"]["deletionTimestamp"].is_null());
+        server.objects.retain(|key, object| {
+            let waits = object["metadata"]["finalizers"]
+                .as_array()
+                .is_some_and(|list| !list.is_empty());
+            key.0 != "shardlayouts" || object["metadata"]["deletionTimestamp"].is_null() || waits
+        });
         let used: Vec<String> = server.names("pods").iter().map(|pod| format!("data-{pod}")).collect();
         server.objects.retain(|key, object| {
             key.0 != "persistentvolumeclaims"
@@ -186,6 +218,21 @@ impl Bed {
         }
         group.pass_time();
     }
+}
+
+fn condition(status: &Value, kind: &str) -> (String, String) {
+    let found = status["conditions"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .find(|condition| condition["type"] == kind);
+    let text = |field: &str| {
+        found
+            .and_then(|condition| condition[field].as_str())
+            .unwrap_or_default()
+            .to_owned()
+    };
+    (text("status"), text("reason"))
 }
 
 fn context(server: &ApiServer) -> Arc<Context> {

@@ -8,6 +8,7 @@
 
 mod api_server;
 mod bed;
+mod layouts;
 mod members;
 mod scenarios;
 mod shards;

@@ -366,7 +366,7 @@ impl<'a> Draft<'a> {
     /// Begins moves from members that hold many replicas to members that hold few.
     fn even_out(&mut self) {
         let most = self.operations_left();
-        if most == 0 {
+        if most == 0 || self.placement.is_even() {
             return;
         }
         let mut movable = BTreeMap::new();

@@ -91,10 +91,20 @@ impl<'a> Draft<'a> {
     /// be in its way. Where the parent came by snapshot, it never gets there.
     pub(super) fn may_open(&self, member: MemberId, group: GroupId) -> bool {
         let parent = self.state.shards.get(&group).and_then(|record| record.parent);
-        parent.is_none_or(|parent| {
-            let seen = self.view.replica(member, parent.group);
-            seen.is_none_or(|seen| seen.territory.epoch >= parent.epoch)
-        })
+        let Some(parent) = parent else {
+            return true;
+        };
+        match self.view.replica(member, parent.group) {
+            Some(seen) => seen.territory.epoch >= parent.epoch,
+            // It may get the parent yet, from a split of its own, and walk through this one then.
+            None => {
+                let config = self.view.leader(parent.group).map(|leader| &leader.seen.config);
+                let listed = self.state.shards.get(&parent.group);
+                let expected = config.is_some_and(|config| config.contains(member))
+                    || listed.is_some_and(|record| record.replicas.contains(&member));
+                !expected
+            }
+        }
     }
 
     /// A seal that came late, for an operation that is over. Its number was taken once and its row is gone, which stays so; a number

@@ -1,7 +1,10 @@
 //! What clients and operators ask of a host: each request is let in, or answered at once.
 
 use super::group::Group;
-use super::{APPLY_BACKLOG_BYTES_MAX, HELD_BYTES_MAX, Host, REQUESTS_MAX};
+use super::{
+    APPLY_BACKLOG_BYTES_MAX, GROUP_BYTES_RESERVED, GROUP_REQUESTS_RESERVED, HELD_BYTES_MAX, Host, REQUEST_BYTES_MAX,
+    REQUESTS_MAX,
+};
 use crate::effect::{Done, Refusal};
 use crate::envelope::Envelope;
 use crate::pending::Stage;
@@ -14,19 +17,35 @@ use bytes::Bytes;
 impl Host {
     /// Lets a request in, or answers it at once.
     pub(super) fn admit(&mut self, request: RequestId, id: GroupId, stage: Stage, deadline: Now) -> Option<&mut Group> {
+        self.admit_sized(request, id, stage, deadline, 0)
+    }
+
+    /// The same with a command of so many bytes. A group that has little under way gets in whatever the others have.
+    fn admit_sized(
+        &mut self,
+        request: RequestId,
+        id: GroupId,
+        stage: Stage,
+        deadline: Now,
+        bytes: usize,
+    ) -> Option<&mut Group> {
         let me = self.config.me;
+        let (count, in_group) = self.requests.size_of(id);
+        let many = self.requests.len() >= REQUESTS_MAX && count >= GROUP_REQUESTS_RESERVED;
+        let large =
+            self.requests.bytes() + bytes > REQUEST_BYTES_MAX && in_group + bytes > GROUP_BYTES_RESERVED && bytes > 0;
         let refusal = match self.groups.get(&id) {
             None => Some(Refusal::NoGroup),
             Some(group) if group.soft.config.learners.contains(&me) => Some(Refusal::Learner),
             Some(group) if !group.soft.config.contains(me) => Some(Refusal::NotMember),
-            Some(_) if self.requests.len() >= REQUESTS_MAX => Some(Refusal::TooManyRequests),
+            Some(_) if many || large => Some(Refusal::TooManyRequests),
             Some(_) => None,
         };
         if let Some(refusal) = refusal {
             self.turn.complete(request, Err(refusal));
             return None;
         }
-        self.requests.insert(request, id, stage, deadline);
+        self.requests.insert(request, id, stage, deadline, bytes);
         self.turn.touched.insert(id);
         self.groups.get_mut(&id)
     }
@@ -40,7 +59,7 @@ impl Host {
             return self.turn.complete(request, Err(Refusal::TooManyRequests));
         }
         let (proposer, nonce) = (self.config.me, self.config.nonce);
-        if let Some(group) = self.admit(request, id, Stage::Held, deadline) {
+        if let Some(group) = self.admit_sized(request, id, Stage::Held, deadline, command.len()) {
             group.hold(
                 request,
                 Envelope {

@@ -164,7 +164,8 @@ impl Group {
     /// When something must happen here without an event.
     pub(super) fn wake_at(&self) -> Option<Now> {
         let led = self.soft.leader.is_some();
-        let hold = (led && self.gate.is_none() && !self.held.is_empty()).then_some(self.hold_until);
+        let held = !(self.held.is_empty() && self.forwarded.is_empty());
+        let hold = (led && self.gate.is_none() && held).then_some(self.hold_until);
         let read = (led && !self.reads.is_empty()).then_some(self.read_hold_until);
         let ask = (self.soft.role == Role::Leader).then(|| self.stamps.ask_deadline());
         let ask = ask.flatten();

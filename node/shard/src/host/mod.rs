@@ -32,7 +32,19 @@ use turn::Turn;
 
 /// Requests under way at one node; beyond it clients are told to come back. Twice the clients of the largest load test.
 pub const REQUESTS_MAX: usize = 16_384;
-/// Bytes of commands that wait for a leader. An election takes about a second; this is a second of heavy load.
+/// Bytes of the commands in them: what a node can lose to clients, beside its logs.
+pub const REQUEST_BYTES_MAX: usize = 256 << 20;
+/// Requests that a group may always have under way, and their bytes, whatever other groups have: enough for a group that is not busy
+/// to be served beside one that is.
+pub const GROUP_REQUESTS_RESERVED: usize = 64;
+/// See [`GROUP_REQUESTS_RESERVED`].
+pub const GROUP_BYTES_RESERVED: usize = 1 << 20;
+/// Bytes of commands of one group that enter its log in one turn, or are sent on in one. The others wait for the next turn, behind a write
+/// that is then short for all groups: a disk writes so much in some milliseconds.
+pub const GROUP_TURN_BYTES_MAX: usize = 4 << 20;
+/// Groups whose timers one turn serves, those that wait longest first: some milliseconds' work, then everybody else has a turn.
+pub const TICKS_PER_TURN_MAX: usize = 1_024;
+/// Bytes of commands of one group that wait for a leader. An election takes about a second; this is a second of heavy load.
 pub const HELD_BYTES_MAX: usize = 64 << 20;
 /// Bytes of committed commands that the state machine has not applied yet; beyond it new ones are refused.
 pub const APPLY_BACKLOG_BYTES_MAX: usize = 64 << 20;
@@ -78,7 +90,7 @@ pub struct GroupView {
     pub raft: View,
     /// What the state machine has applied.
     pub applied: LogPosition,
-    /// Requests under way at this member.
+    /// Requests of the group under way at this member.
     pub pending: usize,
 }
 
@@ -148,7 +160,10 @@ impl Host {
             self.take(now, event);
         }
         self.look_around(now);
-        while let Some((due, id)) = self.due.first().copied().filter(|(due, _)| *due <= now) {
+        for _ in 0..TICKS_PER_TURN_MAX {
+            let Some((due, id)) = self.due.first().copied().filter(|(due, _)| *due <= now) else {
+                break;
+            };
             self.due.remove(&(due, id));
             self.turn.touched.insert(id);
             self.step(now, id, Input::Tick);
@@ -192,7 +207,7 @@ impl Host {
         Some(GroupView {
             raft: group.raft.view(),
             applied: group.applied,
-            pending: self.requests.len(),
+            pending: self.requests.size_of(id).0,
         })
     }
 
@@ -348,11 +363,11 @@ impl Host {
             Some(message) => message,
             None => return,
         };
-        if let Body::Forward { commands } = &message.body
+        if matches!(message.body, Body::Forward { .. })
             && self.gated(message.group)
             && let Some(group) = self.groups.get_mut(&message.group)
         {
-            let bytes = commands.iter().map(Bytes::len).sum::<usize>();
+            let bytes = forwarded_bytes(&message);
             if group.forwarded_bytes + bytes <= FORWARDED_BYTES_MAX {
                 group.forwarded_bytes += bytes;
                 group.forwarded.push(message);
@@ -433,8 +448,16 @@ impl Host {
     /// What was kept waiting is as if it had come now; that it finds another leader is as with any late message.
     fn flush_forwarded(&mut self, now: Now, id: GroupId) {
         let Some(group) = self.groups.get_mut(&id) else { return };
-        group.forwarded_bytes = 0;
-        for message in std::mem::take(&mut group.forwarded) {
+        let mut forwarded = std::mem::take(&mut group.forwarded);
+        let mut bytes = 0;
+        let more = forwarded.iter().position(|message| {
+            let enough = bytes >= GROUP_TURN_BYTES_MAX;
+            bytes += if enough { 0 } else { forwarded_bytes(message) };
+            enough
+        });
+        group.forwarded_bytes -= bytes;
+        group.forwarded = more.map_or_else(Vec::new, |more| forwarded.split_off(more));
+        for message in forwarded {
             self.step(now, id, Input::Message(message));
         }
     }
@@ -447,7 +470,8 @@ impl Host {
         }
         group.held_bytes = 0;
         let mut held = std::mem::take(&mut group.held).into_iter().peekable();
-        while held.peek().is_some() {
+        let mut total = 0;
+        while held.peek().is_some() && total < GROUP_TURN_BYTES_MAX {
             let mut batch = Vec::new();
             let mut bytes = 0;
             while let Some((request, command)) =
@@ -458,9 +482,12 @@ impl Host {
                     batch.push((request, command));
                 }
             }
+            total += bytes;
             // The copies share the commands' memory.
             self.propose_batch(now, id, batch.clone(), batch);
         }
+        let Some(group) = self.groups.get_mut(&id) else { return };
+        held.for_each(|(request, command)| group.hold(request, command));
     }
 
     /// Hands commands to the core. What it does not take is held again, as it was.
@@ -534,5 +561,33 @@ impl Host {
             effects.push(Effect::Peers(self.book.peers()));
         }
         Ok(effects)
+    }
+}
+
+fn forwarded_bytes(message: &Message) -> usize {
+    match &message.body {
+        Body::Forward { commands } => commands.iter().map(Bytes::len).sum(),
+        Body::PreVote { .. }
+        | Body::PreVoteReply { .. }
+        | Body::Committed { .. }
+        | Body::Vote { .. }
+        | Body::VoteReply { .. }
+        | Body::Append { .. }
+        | Body::AppendAccepted { .. }
+        | Body::AppendRejected { .. }
+        | Body::Heartbeat { .. }
+        | Body::HeartbeatReply { .. }
+        | Body::Hibernate { .. }
+        | Body::Hibernating { .. }
+        | Body::Alive { .. }
+        | Body::Snapshot { .. }
+        | Body::TimeoutNow
+        | Body::ReadIndex { .. }
+        | Body::ReadIndexReply { .. }
+        | Body::Roster { .. }
+        | Body::LeaseRequest { .. }
+        | Body::LeaseGrant { .. }
+        | Body::Revoke { .. }
+        | Body::Revoked { .. } => 0,
     }
 }

@@ -7,7 +7,7 @@
 //! What is asked for and not used is a hole for ever. Above all at the end of a leadership: a later leader asks later, so its stamps are
 //! above all that this one may have put into a log.
 
-use super::{HELD_BYTES_MAX, Host, REQUESTS_MAX};
+use super::{GROUP_TURN_BYTES_MAX, HELD_BYTES_MAX, Host, REQUESTS_MAX};
 use crate::effect::{Done, Effect, Refusal, Ticket};
 use crate::envelope::Envelope;
 use crate::pending::Stage;
@@ -113,6 +113,19 @@ impl Stamps {
         self.waiting.len() - earlier + earlier.saturating_sub(covered)
     }
 
+    /// For how many commands the next ticket asks: they enter the log in one turn.
+    fn next_count(&self) -> u32 {
+        let first = self.waiting.len() - self.uncovered();
+        let mut bytes = 0;
+        let fits = |waiting: &&Waiting| {
+            let fits = bytes < GROUP_TURN_BYTES_MAX;
+            bytes += waiting.envelope.len();
+            fits
+        };
+        let count = self.waiting.range(first..).take_while(fits).count();
+        u32::try_from(count).map_or(STAMPS_PER_TICKET_MAX, |count| count.min(STAMPS_PER_TICKET_MAX))
+    }
+
     fn may_ask(&self) -> bool {
         self.tickets.len() < TICKETS_MAX && self.uncovered() > 0
     }
@@ -127,8 +140,7 @@ impl Stamps {
         if now < self.ask_at || !self.may_ask() {
             return None;
         }
-        let count =
-            u32::try_from(self.uncovered()).map_or(STAMPS_PER_TICKET_MAX, |count| count.min(STAMPS_PER_TICKET_MAX));
+        let count = self.next_count();
         last.0 += 1;
         self.tickets.insert(*last, Asked { count, first: None });
         Some((*last, count))

@@ -20,6 +20,18 @@ pub struct Relief {
 }
 
 impl Placement {
+    /// Whether no member that could get a replica holds two fewer than another.
+    #[must_use]
+    pub fn is_even(&self) -> bool {
+        let loads = || {
+            self.sites
+                .values()
+                .filter(|site| site.active && site.reachable)
+                .map(|site| site.load)
+        };
+        loads().max().unwrap_or_default() < loads().min().unwrap_or_default() + 2
+    }
+
     /// Replicas that should move so that members hold equally many, at most so many: each from a member to one that holds at
     /// least two fewer, so that this ends, and never into worse company. `movable` are the shards that may change, and where
     /// their replicas are; `may_get` says who may get one more now, and is asked again after each.

@@ -4,7 +4,7 @@ use crate::map::{MemberRecord, NODE_LABEL, ZONE_LABEL};
 use crate::meta::REPLICAS_MAX;
 use crate::placement::rendezvous::score;
 use althing_raft::ids::{GroupId, MemberId};
-use std::cmp::Reverse;
+use std::cmp::{Ordering, Reverse};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A member as a place for replicas.
@@ -44,6 +44,8 @@ impl Site {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Placement {
     pub(super) sites: BTreeMap<MemberId, Site>,
+    /// The same, made for being gone over for every shard: by member, with labels as numbers.
+    places: Vec<Place>,
     /// Active members.
     active: usize,
     /// Those that answer.
@@ -51,6 +53,24 @@ pub struct Placement {
     /// Zones and machines of active members that answer.
     zones: usize,
     nodes: usize,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+struct Place {
+    member: MemberId,
+    zone: Option<usize>,
+    node: Option<usize>,
+    /// Whether it could get a replica.
+    fit: bool,
+    load: usize,
+}
+
+impl Place {
+    fn clashes_with(&self, other: &Self) -> Clashes {
+        let zone = self.zone.is_some() && self.zone == other.zone;
+        let node = self.node.is_some() && self.node == other.node;
+        (usize::from(zone), usize::from(node))
+    }
 }
 
 /// What is wrong with where a shard's replicas are, the worst first.
@@ -78,11 +98,26 @@ impl Placement {
         let fit = || sites.values().filter(|site| site.active && site.reachable);
         let zones: BTreeSet<&String> = fit().filter_map(|site| site.zone.as_ref()).collect();
         let nodes: BTreeSet<&String> = fit().filter_map(|site| site.node.as_ref()).collect();
+        let (zones, nodes, fit) = (zones.len(), nodes.len(), fit().count());
+        let numbers = |label: fn(&Site) -> Option<&String>| -> BTreeMap<&String, usize> {
+            let names: BTreeSet<&String> = sites.values().filter_map(label).collect();
+            names.into_iter().zip(0..).collect()
+        };
+        let zone_numbers = numbers(|site| site.zone.as_ref());
+        let node_numbers = numbers(|site| site.node.as_ref());
+        let place = |(member, site): (&MemberId, &Site)| Place {
+            member: *member,
+            zone: site.zone.as_ref().map(|zone| zone_numbers[zone]),
+            node: site.node.as_ref().map(|node| node_numbers[node]),
+            fit: site.active && site.reachable,
+            load: site.load,
+        };
         Self {
             active: sites.values().filter(|site| site.active).count(),
-            fit: fit().count(),
-            zones: zones.len(),
-            nodes: nodes.len(),
+            fit,
+            zones,
+            nodes,
+            places: sites.iter().map(place).collect(),
             sites,
         }
     }
@@ -96,15 +131,24 @@ impl Placement {
     /// Replicas go from some members to others.
     pub fn shift(&mut self, from: &BTreeSet<MemberId>, to: &BTreeSet<MemberId>) {
         for gone in from.difference(to) {
-            if let Some(site) = self.sites.get_mut(gone) {
-                site.load = site.load.saturating_sub(1);
-            }
+            self.set_load(*gone, |load| load.saturating_sub(1));
         }
         for new in to.difference(from) {
-            if let Some(site) = self.sites.get_mut(new) {
-                site.load += 1;
-            }
+            self.set_load(*new, |load| load + 1);
         }
+    }
+
+    fn set_load(&mut self, member: MemberId, change: impl Fn(usize) -> usize) {
+        if let Some(site) = self.sites.get_mut(&member) {
+            site.load = change(site.load);
+            let at = self.places.binary_search_by_key(&member, |place| place.member);
+            self.places[at.expect("invariant: every site has a place")].load = site.load;
+        }
+    }
+
+    fn place(&self, member: MemberId) -> Option<&Place> {
+        let at = self.places.binary_search_by_key(&member, |place| place.member).ok()?;
+        Some(&self.places[at])
     }
 
     /// How many replicas a shard should have: as many as wanted, or as there are members, and at most
@@ -204,40 +248,41 @@ impl Placement {
 
     /// The best place beside `chosen` for one more replica, outside of `not`.
     fn best(&self, group: GroupId, chosen: &BTreeSet<MemberId>, not: &BTreeSet<MemberId>) -> Option<MemberId> {
-        let fit = |(member, site): &(&MemberId, &Site)| site.active && site.reachable && !not.contains(member);
-        let fitting = self.sites.iter().filter(fit).map(|(member, _)| *member);
-        fitting.min_by_key(|member| self.rank(group, *member, chosen))
+        let chosen: Vec<&Place> = chosen.iter().filter_map(|member| self.place(*member)).collect();
+        let mut best: Option<(Clashes, usize, MemberId)> = None;
+        for place in self.places.iter().filter(|place| place.fit) {
+            let rank = (sum(chosen.iter().map(|other| place.clashes_with(other))), place.load);
+            let better = best.is_none_or(|(clashes, load, other)| match rank.cmp(&(clashes, load)) {
+                Ordering::Less => true,
+                Ordering::Equal => score(group, place.member) > score(group, other),
+                Ordering::Greater => false,
+            });
+            if better && !not.contains(&place.member) {
+                best = Some((rank.0, rank.1, place.member));
+            }
+        }
+        best.map(|(.., member)| member)
     }
 
     /// How bad a place is beside the others: smaller is better.
     fn rank(&self, group: GroupId, member: MemberId, others: &BTreeSet<MemberId>) -> (Clashes, usize, Reverse<u64>) {
-        let load = self.sites.get(&member).map_or(0, |site| site.load);
+        let load = self.place(member).map_or(0, |place| place.load);
         (self.clashes_with(member, others), load, Reverse(score(group, member)))
     }
 
-    pub(super) fn clashes_with(&self, member: MemberId, others: &BTreeSet<MemberId>) -> Clashes {
-        let Some(site) = self.sites.get(&member) else {
+    fn clashes_with(&self, member: MemberId, others: &BTreeSet<MemberId>) -> Clashes {
+        let Some(place) = self.place(member) else {
             return (0, 0);
         };
-        let mut clashes = (0, 0);
-        for other in others.iter().filter(|other| **other != member) {
-            if let Some(other) = self.sites.get(other) {
-                clashes.0 += usize::from(site.zone.is_some() && site.zone == other.zone);
-                clashes.1 += usize::from(site.node.is_some() && site.node == other.node);
-            }
-        }
-        clashes
+        let others = others.iter().filter(|other| **other != member);
+        sum(others.filter_map(|other| Some(place.clashes_with(self.place(*other)?))))
     }
 
     /// Pairs that fail together.
     pub(super) fn clashes(&self, members: &BTreeSet<MemberId>) -> Clashes {
-        let mut sum = (0, 0);
-        for member in members {
-            let (zone, node) = self.clashes_with(*member, members);
-            sum = (sum.0 + zone, sum.1 + node);
-        }
+        let (zone, node) = sum(members.iter().map(|member| self.clashes_with(*member, members)));
         // Every pair was counted from both ends.
-        (sum.0 / 2, sum.1 / 2)
+        (zone / 2, node / 2)
     }
 
     /// No placement of so many replicas has fewer: a bound that saves looking for a better one.
@@ -252,6 +297,12 @@ impl Placement {
         };
         (fewest(self.zones), fewest(self.nodes))
     }
+}
+
+fn sum(clashes: impl Iterator<Item = Clashes>) -> Clashes {
+    clashes.fold((0, 0), |(zone, node), (more_zone, more_node)| {
+        (zone + more_zone, node + more_node)
+    })
 }
 
 #[cfg(test)]

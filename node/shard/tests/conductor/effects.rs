@@ -1,7 +1,7 @@
 //! What members do when they are told, as the actions' contracts say.
 
 use crate::group::{Does, Group, Replica, State};
-use crate::world::World;
+use crate::world::{Mutant, World};
 use althing_raft::entry::{ConfigState, ConfigStep};
 use althing_raft::ids::{GroupId, Index, MemberId};
 use althing_shard::conductor::{Action, CloseGuard};
@@ -13,7 +13,7 @@ impl World {
     pub(crate) fn execute(&mut self, action: Action, version: u64) {
         match action {
             Action::Change(change) => {
-                if version == self.meta.version {
+                if version == self.meta.version || self.mutant == Some(Mutant::AnyVersion) {
                     self.change(&change);
                 }
             }
@@ -32,7 +32,8 @@ impl World {
                 territory,
                 source,
             } => {
-                if self.up(member) && !self.members[&member].had.contains(&group) {
+                let again = self.mutant == Some(Mutant::BornAgain) && self.replica(member, group).is_none();
+                if self.up(member) && (again || !self.members[&member].had.contains(&group)) {
                     let state = State {
                         config: ConfigState {
                             voters: BTreeSet::from([member]),
@@ -73,8 +74,11 @@ impl World {
                 if let Some(mut next) = self.led_by(leader, group) {
                     next.ceiling = Some(next.ceiling.unwrap_or(above).max(above));
                     if self.commit(group, next) {
+                        let mutant = self.mutant;
                         let group = self.groups.get_mut(&group).unwrap();
-                        group.given = group.given.max(above.0);
+                        if mutant != Some(Mutant::StartFromZero) {
+                            group.given = group.given.max(above.0);
+                        }
                     }
                 }
             }
@@ -104,7 +108,8 @@ impl World {
                 true
             }
             CloseGuard::Unchanged { life, last } => {
-                replica.life == life && self.groups[&group].position(replica.log) == last
+                let same = replica.life == life && self.groups[&group].position(replica.log) == last;
+                same || self.mutant == Some(Mutant::CloseAnyway)
             }
         };
         if holds && self.up(member) {
@@ -117,7 +122,8 @@ impl World {
             return;
         };
         let present = next.config.clone();
-        if present.index != expected || present.is_joint() {
+        let as_expected = present.index == expected || self.mutant == Some(Mutant::AnyConfiguration);
+        if !as_expected || present.is_joint() {
             return;
         }
         let last = self.groups[&id].last();
@@ -223,7 +229,8 @@ impl World {
     }
 
     fn split(&mut self, id: GroupId, mut next: State, epoch: u64, at: bytes::Bytes, child: GroupId) {
-        if next.territory.epoch != epoch || next.sealed.is_some() {
+        let fresh = next.territory.epoch == epoch || self.mutant == Some(Mutant::AnyEpoch);
+        if !fresh || next.sealed.is_some() {
             return;
         }
         assert!(

@@ -1,10 +1,11 @@
 //! What a cluster goes through.
 
-use crate::world::{Faults, World};
+use crate::world::{Faults, Mutant, World};
 use althing_raft::ids::MemberId;
 use althing_shard::map::MemberState;
 use althing_shard::meta::KeyspaceSpec;
 use althing_store::partition::Partitioning;
+use std::collections::BTreeMap;
 
 /// Rounds after which a world without faults must have come to rest. A round is half a second.
 const ROUNDS_MAX: usize = 400;
@@ -123,67 +124,131 @@ fn a_dead_member_is_replaced_and_its_old_replicas_go_when_it_returns() {
     world.check_rest();
 }
 
+/// Worlds of each kind.
+const WORLDS: u64 = 100;
+
+const HARSH: Faults = Faults {
+    lose: 20,
+    repeat: 30,
+    delay: 12,
+    stale: 30,
+    die: 1,
+    rise: 15,
+    depose: 2,
+    lag: 30,
+};
+
+/// Ten minutes of wishes, cancellations, drains and faults, then quiet.
+fn ordeal(seed: u64, mutant: Option<Mutant>) -> World {
+    let mut world = World::new(seed, 5);
+    (world.faults, world.mutant) = (HARSH, mutant);
+    let hash = seed % 2 == 1;
+    let of = |shards| {
+        if hash {
+            hashed(shards, Some(3))
+        } else {
+            spec(shards, Some(3))
+        }
+    };
+    if hash {
+        wish(&mut world, "default", &of(1));
+    }
+    for round in 0..600 {
+        let _ = world.step();
+        if round % 60 == 30 {
+            let shards = u32::try_from(1 + world.random(8)).unwrap();
+            wish(&mut world, "default", &of(shards));
+        }
+        if round % 100 == 50 {
+            let member = MemberId(1 + world.random(5));
+            let state = if world.chance(40) {
+                MemberState::Draining
+            } else {
+                MemberState::Active
+            };
+            if let Ok(change) = world.meta.set_member_state(member, state) {
+                world.wish(change);
+            }
+        }
+        if round % 200 == 100 {
+            wish(&mut world, "events", &spec(2, Some(3)));
+        }
+        if round % 200 == 180
+            && let Ok(change) = world.meta.drop_keyspace("events")
+        {
+            world.wish(change);
+        }
+        let busy = world.meta.operations.len() as u64;
+        if busy > 0 && world.chance(5) {
+            let which = usize::try_from(world.random(busy)).unwrap();
+            let operation = *world.meta.operations.keys().nth(which).unwrap();
+            if let Ok(change) = world.meta.cancel(operation) {
+                world.wish(change);
+            }
+        }
+    }
+    world.faults = Faults::default();
+    for id in 1..=5 {
+        if !world.up(MemberId(id)) {
+            world.flip(MemberId(id));
+        }
+        if let Ok(change) = world.meta.set_member_state(MemberId(id), MemberState::Active) {
+            world.wish(change);
+        }
+    }
+    world.settle(ROUNDS_MAX);
+    world.check_rest();
+    world
+}
+
 #[test]
 fn whatever_goes_wrong_nothing_is_lost_and_the_world_comes_to_rest() {
-    let harsh = Faults {
-        lose: 20,
-        repeat: 20,
-        delay: 8,
-        stale: 30,
-        die: 1,
-        rise: 15,
-        depose: 2,
-        lag: 30,
-    };
-    for seed in 0..200 {
-        println!("seed {seed}");
-        let mut world = World::new(seed, 5);
-        world.faults = harsh;
-        let hash = seed % 2 == 1;
-        let of = |shards| {
-            if hash {
-                hashed(shards, Some(3))
-            } else {
-                spec(shards, Some(3))
-            }
-        };
-        if hash {
-            wish(&mut world, "default", &of(1));
+    let mut ended: BTreeMap<&str, u64> = BTreeMap::new();
+    for seed in 0..WORLDS {
+        let world = ordeal(seed, None);
+        for (kind, count) in world.ended {
+            *ended.entry(kind).or_default() += count;
         }
-        for round in 0..600 {
-            let _ = world.step();
-            if round % 60 == 30 {
-                let shards = 1 + world.random(8) as u32;
-                wish(&mut world, "default", &of(shards));
-            }
-            if round % 100 == 50 {
-                let member = MemberId(1 + world.random(5));
-                let state = if world.chance(40) {
-                    MemberState::Draining
-                } else {
-                    MemberState::Active
-                };
-                if let Ok(change) = world.meta.set_member_state(member, state) {
-                    world.wish(change);
-                }
-            }
-            if world.chance(5)
-                && let Some(operation) = world.meta.operations.keys().next().copied()
-                && let Ok(change) = world.meta.cancel(operation)
-            {
-                world.wish(change);
-            }
-        }
-        world.faults = Faults::default();
-        for id in 1..=5 {
-            if !world.up(MemberId(id)) {
-                world.flip(MemberId(id));
-            }
-            if let Ok(change) = world.meta.set_member_state(MemberId(id), MemberState::Active) {
-                world.wish(change);
-            }
-        }
-        world.settle(ROUNDS_MAX);
-        world.check_rest();
     }
+    println!("operations of {WORLDS} worlds: {ended:?}");
+    let kinds = [
+        "create",
+        "sequence",
+        "split",
+        "merge",
+        "move",
+        "create given up",
+        "sequence given up",
+        "split given up",
+        "merge given up",
+        "move given up",
+    ];
+    for kind in kinds {
+        assert!(
+            ended.get(kind).is_some_and(|count| *count >= 10),
+            "too few ends by {kind}: {ended:?}"
+        );
+    }
+}
+
+#[test]
+fn the_world_notices_what_breaks_the_contracts_of_actions() {
+    let mutants = [
+        Mutant::AnyVersion,
+        Mutant::CloseAnyway,
+        Mutant::AnyConfiguration,
+        Mutant::ConfirmBlindly,
+        Mutant::AnyEpoch,
+        Mutant::BornAgain,
+        Mutant::StartFromZero,
+    ];
+    let mut survivors = Vec::new();
+    for mutant in mutants {
+        let noticed = (0..WORLDS).find(|seed| std::panic::catch_unwind(|| ordeal(*seed, Some(mutant))).is_err());
+        println!("{mutant:?}: noticed by seed {noticed:?}");
+        if noticed.is_none() {
+            survivors.push(mutant);
+        }
+    }
+    assert_eq!(survivors, vec![], "nobody noticed these");
 }

@@ -4,7 +4,7 @@ use crate::group::{Does, Group, Replica, State};
 use althing_raft::entry::ConfigState;
 use althing_raft::ids::{GroupId, MemberId, Now};
 use althing_shard::conductor::{Action, Limits, Observed, Plan, conduct};
-use althing_shard::map::{KeyspaceId, MemberRecord, RouteTable};
+use althing_shard::map::{KeyspaceId, MemberRecord, RouteTable, Work};
 use althing_shard::meta::{MetaChange, MetaState};
 use althing_store::ops::Revision;
 use althing_store::partition::RevisionSource;
@@ -65,6 +65,46 @@ pub(crate) struct World {
     pub(crate) actions: u64,
     /// Replicas brought to members.
     pub(crate) copies: u64,
+    /// Operations that ended, by kind and outcome.
+    pub(crate) ended: BTreeMap<&'static str, u64>,
+    /// What is done wrong on purpose.
+    pub(crate) mutant: Option<Mutant>,
+}
+
+/// A rule of the actions' contracts that is broken on purpose: the world must notice, or its silence proves nothing.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Mutant {
+    /// The map changes whatever its version.
+    AnyVersion,
+    /// A replica is taken down although its log has grown, or it is another one by now.
+    CloseAnyway,
+    /// A configuration changes although it is another one than expected.
+    AnyConfiguration,
+    /// Who is asked to make a sealed state durable says so without having it.
+    ConfirmBlindly,
+    /// A shard is cut whatever its epoch.
+    AnyEpoch,
+    /// A group may be born at a member that had it before.
+    BornAgain,
+    /// A sequencer starts from the beginning.
+    StartFromZero,
+}
+
+/// How an operation ended, by what the map says of its shards then.
+fn outcome(work: &Work, change: &MetaChange) -> &'static str {
+    let row = |group: &GroupId| change.shards.get(group);
+    match work {
+        Work::Create { .. } if !change.keyspaces.is_empty() => "create",
+        Work::Create { .. } => "create given up",
+        Work::Sequence { shard, .. } if row(shard).is_some() => "sequence",
+        Work::Sequence { .. } => "sequence given up",
+        Work::Split { child, .. } if row(child).is_some() => "split",
+        Work::Split { .. } => "split given up",
+        Work::Merge { right, .. } if row(right) == Some(&None) => "merge",
+        Work::Merge { .. } => "merge given up",
+        Work::Move { group, .. } if row(group).is_some() => "move",
+        Work::Move { .. } => "move given up",
+    }
 }
 
 impl World {
@@ -89,6 +129,8 @@ impl World {
             refused: 0,
             actions: 0,
             copies: 0,
+            ended: BTreeMap::new(),
+            mutant: None,
         };
         world.observed.since = world.now;
         for id in 1..=members {
@@ -182,6 +224,16 @@ impl World {
     }
 
     pub(crate) fn change(&mut self, change: &MetaChange) {
+        for id in change
+            .operations
+            .iter()
+            .filter(|(_, row)| row.is_none())
+            .map(|(id, _)| id)
+        {
+            if let Some(operation) = self.meta.operations.get(id) {
+                *self.ended.entry(outcome(&operation.work, change)).or_default() += 1;
+            }
+        }
         self.meta.apply(change);
         self.check_map();
     }
@@ -379,7 +431,12 @@ impl World {
                     (replica.applied, replica.durable) = (last, last);
                 }
             }
-            let up_to = self.replica(member, id).unwrap().log;
+            let replica = self.replica(member, id).unwrap();
+            if replica.applied == 0 {
+                // A newcomer never walks through old cuts and mergers: logs are cut behind these, so it gets a snapshot.
+                continue;
+            }
+            let up_to = replica.log;
             self.apply(member, id, up_to);
             if self.chance(30) {
                 let replica = self.replica_mut(member, id).unwrap();

@@ -187,6 +187,7 @@ impl From<WalError> for NoStart {
             | WalError::Failed { .. }
             | WalError::Misuse { .. }
             | WalError::TooLarge { .. }
+            | WalError::TooManyGroups { .. }
             | WalError::SegmentSize { .. } => Self::Broken(format!("the log cannot be opened: {error}")),
         }
     }

@@ -98,7 +98,7 @@ impl Wal {
             budget = budget.saturating_sub(bytes);
             entries.push(entry);
         }
-        match self.reserve(entries.iter().map(entry_record_len)) {
+        match self.reserve(self.groups.len(), entries.iter().map(entry_record_len)) {
             Ok(()) => {}
             // Copying needs room before it makes room. Without it the log stays as long as it is.
             Err(WalError::NoSpace { .. }) => return Ok(()),

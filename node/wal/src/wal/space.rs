@@ -32,9 +32,9 @@ impl Wal {
         self.out_of_space
     }
 
-    /// Makes sure of a segment for each that records of these sizes will open.
-    pub(super) fn reserve(&mut self, sizes: impl IntoIterator<Item = usize>) -> Result<(), WalError> {
-        let needed = self.rolls(sizes);
+    /// Makes sure of a segment for each that records of these sizes will open, when there are so many groups at the end.
+    pub(super) fn reserve(&mut self, groups: usize, sizes: impl IntoIterator<Item = usize>) -> Result<(), WalError> {
+        let needed = self.rolls(groups, sizes);
         while self.spares.len() < needed {
             let result = self.fill(u64::MAX);
             self.latch(result)?;
@@ -43,8 +43,8 @@ impl Wal {
     }
 
     /// How many segments `push` opens for records of these sizes.
-    fn rolls(&self, sizes: impl IntoIterator<Item = usize>) -> usize {
-        let states = (self.groups.len() + 1) * STATE_BYTES_MAX;
+    fn rolls(&self, groups: usize, sizes: impl IntoIterator<Item = usize>) -> usize {
+        let states = groups * STATE_BYTES_MAX;
         let header = SEGMENT_HEADER_BYTES as u64;
         let mut rolls = 0;
         let mut used = self.offset + self.batch.len() as u64;

@@ -68,7 +68,7 @@ pub(super) fn unchangeable(request: &KeyspaceRequest, present: &KeyspaceStatus) 
     };
     (!same).then(|| {
         format!(
-            "keyspace {} is partitioned {}, and spec.partitioning asks for {}; this cannot change: write what it is, or make a ShardLayout with another keyspace",
+            "keyspace {} is partitioned {}, and spec.partitioning asks for one {}; this cannot change: write what it is, or make a ShardLayout with another keyspace",
             present.name,
             describe(&present.partitioning),
             describe(asked)

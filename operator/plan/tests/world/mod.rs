@@ -2,12 +2,16 @@
 
 #![allow(dead_code, reason = "each test file uses its part of the world")]
 
+mod shards;
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use althing_plan::model::{
     Consensus, Desired, MemberId, Observed, Ordinal, Plan, Report, Slot, Step, Volume, Workload,
 };
 use althing_plan::{explain, plan};
+
+pub(crate) use shards::Shards;
 
 /// A volume's content.
 #[derive(Clone, Debug)]
@@ -50,6 +54,8 @@ pub(crate) struct World {
     pub(crate) behind: BTreeMap<MemberId, u32>,
     /// Observations that a new learner lags.
     pub(crate) lag_rounds: u32,
+    /// What the members hold; none in a world where the members have one group only.
+    pub(crate) shards: Option<Shards>,
     pub(crate) bootstraps: u32,
     ids: u32,
 }
@@ -74,9 +80,38 @@ impl World {
             retained: BTreeSet::new(),
             behind: BTreeMap::new(),
             lag_rounds: 0,
+            shards: None,
             bootstraps: 0,
             ids: 0,
         }
+    }
+
+    /// A settled world whose members hold shards of so many replicas.
+    pub(crate) fn sharded(members: u32, shards: usize, replicas: usize) -> Self {
+        let mut world = Self::new(members);
+        world.shards = Some(Shards::new(shards, replicas));
+        world.settle();
+        world.conducted();
+        world
+    }
+
+    /// Has a shard held by these members.
+    pub(crate) fn hold(&mut self, shard: u64, ordinals: &[u32]) {
+        let voters = ordinals.iter().map(|ordinal| self.member(*ordinal)).collect();
+        let shards = self.shards.as_mut().expect("a world of shards");
+        shards.voters.insert(shard, voters);
+    }
+
+    /// Lets time pass until the conductor has placed every replica.
+    pub(crate) fn conducted(&mut self) {
+        for _ in 0..600 {
+            let before = self.shards.as_ref().map(|shards| shards.voters.clone());
+            self.observe();
+            if before == self.shards.as_ref().map(|shards| shards.voters.clone()) {
+                return;
+            }
+        }
+        panic!("the replicas do not settle: {:?}", self.shards);
     }
 
     /// A world that has settled with this many members.
@@ -144,6 +179,11 @@ impl World {
                 }
                 *rounds > 0
             });
+            if let Some(shards) = &mut self.shards {
+                let doomed = self.disks.values().filter(|disk| disk.terminating || disk.lost);
+                let doomed = doomed.map(|disk| disk.member.clone()).collect();
+                shards.conduct(&config.voters, &alive, &doomed);
+            }
         } else {
             config.leader = None;
         }
@@ -157,6 +197,7 @@ impl World {
             let leader = config.leader.clone()?;
             let all: BTreeSet<MemberId> = config.voters.union(&config.learners).cloned().collect();
             Some(Consensus {
+                group: 0,
                 leader,
                 config_index: config.index,
                 voters: config.voters.clone(),
@@ -185,6 +226,15 @@ impl World {
             slots,
             retained: self.retained.clone(),
             consensus,
+            groups: self
+                .shards
+                .as_ref()
+                .map(|shards| shards.groups(&alive))
+                .unwrap_or_default(),
+            places: match (&self.shards, &self.config) {
+                (Some(shards), Some(config)) if config.leader.is_some() => Some(shards.places(config.names.keys())),
+                (Some(_) | None, Some(_) | None) => None,
+            },
         }
     }
 
@@ -221,6 +271,7 @@ impl World {
             workload_hash: pod.map(|pod| pod.hash.clone()),
             report,
             host: None,
+            labels: BTreeMap::new(),
         }
     }
 
@@ -296,6 +347,10 @@ impl World {
                 member,
                 expected_config_index,
             } => {
+                if self.shards.as_ref().is_some_and(|shards| shards.replicas(member) > 0) {
+                    // As a node does: it would take replicas with it.
+                    return false;
+                }
                 let Some(config) = self.change(*expected_config_index) else {
                     return false;
                 };
@@ -309,7 +364,18 @@ impl World {
                 config.names.remove(member);
                 assert!(!config.voters.is_empty(), "the last voter is never removed");
                 self.behind.remove(member);
+                if let Some(shards) = &mut self.shards {
+                    shards.draining.remove(member);
+                }
                 self.assert_quorum(step);
+            }
+            Step::Drain { member } => {
+                let shards = self.shards.as_mut().expect("only what holds replicas is emptied");
+                shards.draining.insert(member.clone());
+            }
+            Step::Undrain { member } => {
+                let shards = self.shards.as_mut().expect("only what holds replicas is emptied");
+                shards.draining.remove(member);
             }
             Step::TransferLeader { from, to } => {
                 let alive = self.alive();
@@ -355,7 +421,19 @@ impl World {
     fn stop(&mut self, ordinal: Ordinal) {
         let was_quorum = self.config.as_ref().is_some_and(|config| self.has_quorum(config));
         let only_voter = self.config.as_ref().is_some_and(|config| config.voters.len() == 1);
+        let healthy = self.shards.as_ref().map(|shards| shards.healthy(&self.alive()));
+        let gone = self
+            .disks
+            .get(&ordinal)
+            .is_none_or(|disk| disk.terminating || disk.lost);
         self.pods.remove(&ordinal);
+        if let (Some(shards), Some(before), false) = (&self.shards, healthy, gone) {
+            let after = shards.healthy(&self.alive());
+            assert_eq!(
+                before, after,
+                "stopping {ordinal} takes a shard's quorum away: {shards:?}"
+            );
+        }
         if was_quorum && !only_voter {
             let config = self.config.as_ref().expect("it was there");
             assert!(self.has_quorum(config), "stopping {ordinal} takes the quorum away");
@@ -429,7 +507,7 @@ impl World {
     /// Plans and acts until nothing is left to do; returns the sentences of every turn.
     pub(crate) fn settle(&mut self) -> Vec<String> {
         let mut story = Vec::new();
-        for _ in 0..200 {
+        for _ in 0..600 {
             let observed = self.observe();
             let told = explain(&self.desired, &observed, &plan(&self.desired, &observed));
             let plan = self.turn(usize::MAX);
@@ -439,7 +517,8 @@ impl World {
             }
         }
         panic!(
-            "the cluster does not settle; the last turns: {:#?}",
+            "the cluster does not settle: {:?}; the last turns: {:#?}",
+            self.shards,
             &story[story.len().saturating_sub(12)..]
         );
     }

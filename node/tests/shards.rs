@@ -1,0 +1,196 @@
+//! Real processes with a keyspace of several shards: it is cut and put together while it serves.
+
+mod support;
+
+use althing_admin::{KeyspaceRequest, KeyspaceStatus};
+use althing_api::pb::etcdserverpb::request_op::Request;
+use althing_api::pb::etcdserverpb::{
+    CompactionRequest, Compare, DeleteRangeRequest, PutRequest, RangeRequest, RequestOp, TxnRequest, compare,
+};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use support::{Node, eventually, leader_of, three};
+
+fn wish(shards: u32) -> KeyspaceRequest {
+    KeyspaceRequest {
+        shards,
+        ..KeyspaceRequest::default()
+    }
+}
+
+async fn scale(nodes: &[Node], shards: u32) -> KeyspaceStatus {
+    let all: Vec<_> = nodes.iter().collect();
+    eventually("the wish is taken", || async {
+        let leader = leader_of(&all, 0).await;
+        let asked = leader.admin().put_keyspace("default", &wish(shards)).await;
+        asked.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+    eventually("the shards are as wanted", || async {
+        let leader = leader_of(&all, 0).await;
+        let layout = leader.admin().layout().await.map_err(|error| error.to_string())?;
+        let keyspace = layout.keyspaces.into_iter().find(|keyspace| keyspace.name == "default");
+        let keyspace = keyspace.ok_or("no keyspace")?;
+        if keyspace.current_shards == shards && layout.operations.is_empty() {
+            Ok(keyspace)
+        } else {
+            Err(format!("{keyspace:?} {:?}", layout.operations))
+        }
+    })
+    .await
+}
+
+fn key(number: u64) -> String {
+    format!("/k/{number:05}")
+}
+
+/// Everything under a prefix: keys with their values, and the revision of the answer.
+async fn all(node: &Node, revision: i64) -> (BTreeMap<String, String>, i64) {
+    let request = RangeRequest {
+        key: "/k/".into(),
+        range_end: "/k0".into(),
+        revision,
+        ..RangeRequest::default()
+    };
+    let answer = node.kv().await.range(request).await.unwrap().into_inner();
+    let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+    let kvs = answer.kvs.iter().map(|kv| (text(&kv.key), text(&kv.value))).collect();
+    (kvs, answer.header.unwrap().revision)
+}
+
+fn put(key: &str, value: &str) -> RequestOp {
+    RequestOp {
+        request: Some(Request::RequestPut(PutRequest {
+            key: key.to_owned().into(),
+            value: value.to_owned().into(),
+            ..PutRequest::default()
+        })),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost() {
+    let nodes = Arc::new(three().await);
+    for number in 0..400 {
+        nodes[0].put(&key(number), "0").await.unwrap();
+    }
+    // Writers, each to its own keys through its own member, until they are told to stop.
+    let stop = Arc::new(AtomicBool::new(false));
+    let written = Arc::new(AtomicU64::new(0));
+    let writers: Vec<_> = (0..3_u64)
+        .map(|writer| {
+            let (nodes, stop, written) = (Arc::clone(&nodes), Arc::clone(&stop), Arc::clone(&written));
+            tokio::spawn(async move {
+                let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+                let (mut round, mut revision) = (0, 0);
+                while !stop.load(Ordering::Relaxed) {
+                    round += 1;
+                    let number = writer + 3 * (round * 37 % 130);
+                    let node = &nodes[usize::try_from(writer).unwrap()];
+                    let at = node.put(&key(number), &round.to_string()).await.unwrap();
+                    assert!(at > revision, "revisions rise: {at} after {revision}");
+                    revision = at;
+                    last.insert(number, round);
+                    written.fetch_add(1, Ordering::Relaxed);
+                    let read = node.get(&key(number)).await.unwrap();
+                    assert_eq!(read.as_deref(), Some(round.to_string().as_str()));
+                }
+                last
+            })
+        })
+        .collect();
+    for shards in [4, 8, 3, 1] {
+        let status = scale(&nodes, shards).await;
+        let before = written.load(Ordering::Relaxed);
+        eprintln!("{shards} shards after {before} writes: {:?}", status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>());
+    }
+    stop.store(true, Ordering::Relaxed);
+    let mut expected: BTreeMap<String, String> = (0..400).map(|number| (key(number), "0".to_owned())).collect();
+    for writer in writers {
+        for (number, round) in writer.await.unwrap() {
+            expected.insert(key(number), round.to_string());
+        }
+    }
+    for node in nodes.iter() {
+        assert_eq!(all(node, 0).await.0, expected, "{}", node.name);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn transactions_ranges_and_compactions_go_over_shards_as_over_one() {
+    let nodes = three().await;
+    for number in 0..300 {
+        nodes[0].put(&key(number), "a").await.unwrap();
+    }
+    let status = scale(&nodes, 4).await;
+    assert_eq!(status.shards.len(), 4);
+    let (before, revision) = all(&nodes[1], 0).await;
+    assert_eq!(before.len(), 300);
+
+    // On three shards at once, if one key is as it was.
+    let compare = |value: &str| Compare {
+        key: key(150).into(),
+        target: compare::CompareTarget::Value.into(),
+        result: compare::CompareResult::Equal.into(),
+        target_union: Some(compare::TargetUnion::Value(value.to_owned().into())),
+        ..Compare::default()
+    };
+    let txn = |value: &str| TxnRequest {
+        compare: vec![compare("a")],
+        success: vec![put(&key(0), value), put(&key(150), value), put(&key(299), value)],
+        failure: vec![put(&key(1), "failed")],
+    };
+    let done = nodes[2].kv().await.txn(txn("b")).await.unwrap().into_inner();
+    assert!(done.succeeded);
+    let at = done.header.unwrap().revision;
+    assert!(at > revision);
+    for node in &nodes {
+        for number in [0, 150, 299] {
+            assert_eq!(node.get(&key(number)).await.unwrap().as_deref(), Some("b"), "{}", node.name);
+        }
+    }
+    let failed = nodes[0].kv().await.txn(txn("c")).await.unwrap().into_inner();
+    assert!(!failed.succeeded);
+    assert_eq!(nodes[1].get(&key(1)).await.unwrap().as_deref(), Some("failed"));
+
+    // As it was before the transaction, and at it.
+    assert_eq!(all(&nodes[0], at - 1).await.0, before);
+    let with = all(&nodes[0], at).await.0;
+    assert_eq!((with[&key(0)].as_str(), with[&key(299)].as_str()), ("b", "b"));
+
+    let limited = RangeRequest {
+        key: "/k/".into(),
+        range_end: "/k0".into(),
+        limit: 200,
+        ..RangeRequest::default()
+    };
+    let limited = nodes[1].kv().await.range(limited).await.unwrap().into_inner();
+    assert_eq!((limited.kvs.len(), limited.more, limited.count), (200, true, 300));
+
+    let delete = DeleteRangeRequest {
+        key: key(100).into(),
+        range_end: key(200).into(),
+        prev_kv: true,
+        ..DeleteRangeRequest::default()
+    };
+    let deleted = nodes[2].kv().await.delete_range(delete).await.unwrap().into_inner();
+    assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (100, 100));
+    assert_eq!(all(&nodes[0], 0).await.0.len(), 200);
+
+    let compact = |revision| CompactionRequest {
+        revision,
+        physical: false,
+    };
+    nodes[0].kv().await.compact(compact(at)).await.unwrap();
+    let gone = RangeRequest {
+        key: "/k/".into(),
+        range_end: "/k0".into(),
+        revision: at - 1,
+        ..RangeRequest::default()
+    };
+    let gone = nodes[1].kv().await.range(gone).await.unwrap_err();
+    assert!(gone.message().contains("compacted"), "{gone}");
+    let future = nodes[1].kv().await.compact(compact(1 << 40)).await.unwrap_err();
+    assert!(future.message().contains("future revision"), "{future}");
+}
