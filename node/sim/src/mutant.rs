@@ -30,6 +30,8 @@ pub enum Sabotage {
     ChildBeforeDurable,
     /// A replica is closed whatever it has got since somebody looked.
     CloseWithoutGuard,
+    /// A replica is closed before what took its state over is durable.
+    CloseBeforeDurable,
     /// A replica that is opened again forgets the votes of its last stay.
     ForgetVoteOfRetired,
     /// A sequencer hands out without making sure that it still leads.
@@ -44,7 +46,7 @@ pub enum Sabotage {
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeSync,
         Self::ReadWithoutIndex,
         Self::ForgetVote,
@@ -54,6 +56,7 @@ impl Sabotage {
         Self::LyingDisk,
         Self::ChildBeforeDurable,
         Self::CloseWithoutGuard,
+        Self::CloseBeforeDurable,
         Self::ForgetVoteOfRetired,
         Self::SequencerUnconfirmed,
         Self::ReadUnsettled,
@@ -73,6 +76,7 @@ impl Sabotage {
             | Self::LyingDisk => false,
             Self::ChildBeforeDurable
             | Self::CloseWithoutGuard
+            | Self::CloseBeforeDurable
             | Self::ForgetVoteOfRetired
             | Self::SequencerUnconfirmed
             | Self::ReadUnsettled
@@ -109,6 +113,7 @@ impl Mutant {
     pub fn weather(self) -> Profile {
         match self {
             Self::Core(core) if core.of_leases() => Profile::LeaseHeavy,
+            Self::Core(core) if core.of_shards() => Profile::Shards,
             Self::Shell(sabotage) if sabotage.of_shards() => Profile::Shards,
             Self::Core(_) | Self::Shell(_) => Profile::Swarm,
         }

@@ -65,7 +65,10 @@ pub(crate) enum Ask {
     },
     Observe,
     /// Whether nobody drives a transaction of this member any more.
-    IsOver { nonce: u64, number: u64 },
+    IsOver {
+        nonce: u64,
+        number: u64,
+    },
     Open {
         group: GroupId,
     },

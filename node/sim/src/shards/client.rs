@@ -226,15 +226,18 @@ async fn serve(node: &Node, ask: Ask) -> End {
                     }))
                 }),
         },
-        Ask::Range => node.range(KeyRange::From(Bytes::new())).await.map(|(Revision(revision), kvs)| {
-            let kvs = kvs
-                .iter()
-                .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), seen(kv)));
-            Some(Told::Keys {
-                revision,
-                kvs: kvs.collect(),
-            })
-        }),
+        Ask::Range => node
+            .range(KeyRange::From(Bytes::new()))
+            .await
+            .map(|(Revision(revision), kvs)| {
+                let kvs = kvs
+                    .iter()
+                    .map(|kv| (String::from_utf8_lossy(&kv.key).into_owned(), seen(kv)));
+                Some(Told::Keys {
+                    revision,
+                    kvs: kvs.collect(),
+                })
+            }),
         Ask::Txn { puts, expect } => node.transact(puts, expect.as_ref()).await.map(Some),
     };
     let writes = match &ask {

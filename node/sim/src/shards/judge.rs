@@ -11,8 +11,8 @@ use crate::history::{ClientId, Event, Expect, History, Op, Outcome, Reply, Seen}
 use crate::lin;
 use crate::world::Counts;
 use althing_raft::ids::GroupId;
-use althing_store::ops::{KeyRange, OpResult, Range, Revision, ShardResult};
-use althing_store::{CommandResult, Locks};
+use althing_store::ops::{Command, Decision, KeyRange, OpResult, Range, Revision, ShardCommand, ShardResult};
+use althing_store::{ApplyItem, CommandResult, Locks};
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -104,6 +104,25 @@ pub(crate) fn keys_of(store: &Store, revision: Option<i64>) -> Option<BTreeMap<S
     Some(keys.collect())
 }
 
+/// The revision that a command has made, if it has made any.
+pub(crate) fn written(item: &ApplyItem, result: &CommandResult) -> Option<Revision> {
+    match (item, result.result.as_ref().ok()?) {
+        (
+            ApplyItem::Command {
+                command:
+                    Command::Shard(ShardCommand::Finish {
+                        decision: Decision::Commit { revision, .. },
+                        ..
+                    }),
+                ..
+            },
+            OpResult::Shard(ShardResult::Finished(Some(_))),
+        ) => Some(*revision),
+        (_, OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Txn { .. }) => Some(result.revision),
+        (_, OpResult::Range(_) | OpResult::Compact | OpResult::Shard(_)) => None,
+    }
+}
+
 /// Whether a key's state is as expected.
 fn holds(expect: &Expect, state: Option<&(i64, String)>) -> bool {
     match (expect, state) {
@@ -129,25 +148,13 @@ impl Judge {
         self.calls[call].end = Some((now, end));
     }
 
-    /// A state machine has applied something: the truth grows. Says what is wrong with it.
-    pub(crate) fn applied(&mut self, group: GroupId, stores: &[&Store], result: &CommandResult) -> Option<String> {
-        match &result.result {
-            Err(_) | Ok(OpResult::Range(_) | OpResult::Compact) => return None,
-            Ok(OpResult::Shard(result)) => match result {
-                ShardResult::Finished(Some(_)) => {}
-                ShardResult::Finished(None)
-                | ShardResult::Settled { .. }
-                | ShardResult::Split
-                | ShardResult::Sealed { .. }
-                | ShardResult::Unsealed
-                | ShardResult::Absorbed
-                | ShardResult::Prepared { .. }
-                | ShardResult::Decided(_)
-                | ShardResult::Forgotten => return None,
-            },
-            Ok(OpResult::Put { .. } | OpResult::Delete { .. } | OpResult::Txn { .. }) => {}
-        }
-        let Revision(revision) = result.revision;
+    /// A state machine has applied something that may have made this revision: the truth grows. Says what is wrong with it.
+    pub(crate) fn applied(
+        &mut self,
+        group: GroupId,
+        stores: &[&Store],
+        Revision(revision): Revision,
+    ) -> Option<String> {
         if revision < 2 || self.looked_at.contains(&(group, revision)) {
             return None;
         }

@@ -146,7 +146,8 @@ impl Node {
                 let answer = if self.is_voter(group) {
                     self.read(group, terms, txn).await?
                 } else {
-                    self.ask_route(route, &Ask::Read { group, terms, txn }, patience).await?
+                    self.ask_route(route, &Ask::Read { group, terms, txn }, patience)
+                        .await?
                 };
                 match answer.result.map_err(Failure::Op)? {
                     OpResult::Txn { mut results, .. } => {

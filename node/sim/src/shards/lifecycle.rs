@@ -191,6 +191,13 @@ impl Node {
         let Some(hard_state) = hard_state else {
             return Err(Failure::No(format!("group {group} has gone on since")));
         };
+        {
+            // Another group may have taken its state over, and needs it again to do the same after a crash, until that is durable.
+            let mut world = self.ground.world.borrow_mut();
+            if !world.breaks(Sabotage::CloseBeforeDurable) {
+                world.make_durable(self.number);
+            }
+        }
         self.write(GroupWrite {
             group,
             hard_state: Some(hard_state),

@@ -76,7 +76,10 @@ impl Node {
             group: sequencer.group,
             count,
         };
-        match self.reach(sequencer.group, &sequencer.replicas, &ask, ASK_TIMEOUT).await {
+        match self
+            .reach(sequencer.group, &sequencer.replicas, &ask, ASK_TIMEOUT)
+            .await
+        {
             Ok(Reply::Stamp(revision)) => Some(revision),
             Ok(_) | Err(_) => None,
         }
@@ -170,7 +173,9 @@ impl Node {
             },
             Ok(Reply::Failure(_) | Reply::Stamp(_) | Reply::Done | Reply::View(_)) => Answer::Unknown,
             // Who was asked says that it never put it into the log.
-            Err(Failure::NoLeader | Failure::NotLeader | Failure::TooManyRequests | Failure::Learner) => Answer::NotDone,
+            Err(Failure::NoLeader | Failure::NotLeader | Failure::TooManyRequests | Failure::Learner) => {
+                Answer::NotDone
+            }
             Err(Failure::Op(_) | Failure::LeaderChanged | Failure::Timeout | Failure::Stopped | Failure::No(_)) => {
                 Answer::Unknown
             }

@@ -1,5 +1,6 @@
 //! The shell around a host of many groups: what its threads do, and how long they take.
 
+use super::judge;
 use super::machine::{self, Job, NoStart, Said, Writes};
 use super::{Errand, Todo, World};
 use crate::mutant::Sabotage;
@@ -11,7 +12,7 @@ use althing_shard::host::GroupView;
 use althing_shard::{Effect, Event, Item, Work};
 use althing_store::ops::{Command, RevisionSource, ShardCommand};
 use althing_store::{ApplyItem, CommandResult, MemStore, StoreError, codec};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 /// Under [`Sabotage::AckBeforeSync`], how much longer a sync takes than production's: long enough for a crash.
@@ -103,6 +104,27 @@ impl World {
         let Some(process) = &mut machine.process else {
             return;
         };
+        let applied = events.iter().filter_map(|event| match event {
+            Event::Applied { group, .. } | Event::Installed { group, .. } => Some(*group),
+            Event::Propose { .. }
+            | Event::Read { .. }
+            | Event::SetReads { .. }
+            | Event::Configure { .. }
+            | Event::Transfer { .. }
+            | Event::Resolve { .. }
+            | Event::Sequenced { .. }
+            | Event::Stamped { .. }
+            | Event::Retire { .. }
+            | Event::Messages(_)
+            | Event::PeerSeen { .. }
+            | Event::Unreachable(_)
+            | Event::Written(_)
+            | Event::Members { .. }
+            | Event::Checkpointed { .. }
+            | Event::SnapshotSent { .. }
+            | Event::SnapshotReceived { .. } => None,
+        });
+        let mut touched: BTreeSet<GroupId> = applied.collect();
         let effects = match process.host.poll(local, events) {
             Ok(effects) => effects,
             Err(error) => return self.violation(format!("{member} stops: {error}")),
@@ -122,22 +144,22 @@ impl World {
                 }
             }
         }
+        effects.iter().for_each(|effect| touch(effect, &mut touched));
         for effect in effects {
             self.effect(number, effect);
         }
-        self.after_turn(number);
+        self.after_turn(number, &touched);
     }
 
-    fn after_turn(&mut self, number: usize) {
+    fn after_turn(&mut self, number: usize, touched: &BTreeSet<GroupId>) {
         let machine = &self.machines[number];
         let (member, boot) = (machine.member, machine.boot);
         let Some(process) = &machine.process else {
             return;
         };
-        let views: Vec<(GroupId, GroupView)> = process
-            .host
-            .groups()
-            .filter_map(|group| Some((group, process.host.view(group)?)))
+        let views: Vec<(GroupId, GroupView)> = touched
+            .iter()
+            .filter_map(|group| Some((*group, process.host.view(*group)?)))
             .collect();
         for (group, view) in views {
             let watch = self.watch(group);
@@ -446,11 +468,11 @@ impl World {
         );
         let born = store.take_born();
         let stores: Vec<&machine::Store> = std::iter::once(&*store).chain(&born).collect();
-        for (item, result) in items.iter().zip(results) {
+        for ((item, applied), result) in items.iter().zip(&work).zip(results) {
             self.watch(group).answered(member, item.position.index, &result);
             let Some(result) = result else { continue };
             if let Work::Command { waiter, .. } = &item.work {
-                self.judge_result(group, &stores, &result);
+                self.judge_result(group, &stores, applied, &result);
                 if let Some(promise) = waiter.and_then(|request| self.close(number, request)) {
                     promise.keep(Said::Applied(result));
                 }
@@ -480,9 +502,10 @@ impl World {
         Ok(events)
     }
 
-    fn judge_result(&mut self, group: GroupId, stores: &[&machine::Store], result: &CommandResult) {
+    fn judge_result(&mut self, group: GroupId, stores: &[&machine::Store], item: &ApplyItem, result: &CommandResult) {
         if group != GroupId::META
-            && let Some(text) = self.judge.applied(group, stores, result)
+            && let Some(revision) = judge::written(item, result)
+            && let Some(text) = self.judge.applied(group, stores, revision)
         {
             self.violation(text);
         }
@@ -640,5 +663,24 @@ impl World {
                 }
             }
         }
+    }
+}
+
+/// Whose commit index, configuration or role an effect tells of.
+fn touch(effect: &Effect, touched: &mut BTreeSet<GroupId>) {
+    match effect {
+        Effect::Write { writes, .. } => touched.extend(writes.iter().map(|write| write.group)),
+        Effect::Apply { group, .. } | Effect::Install { group, .. } | Effect::Changed { group, .. } => {
+            touched.insert(*group);
+        }
+        Effect::Compact { .. }
+        | Effect::Send { .. }
+        | Effect::Complete { .. }
+        | Effect::SendSnapshot { .. }
+        | Effect::Discard { .. }
+        | Effect::Stamp { .. }
+        | Effect::Retired { .. }
+        | Effect::Kept { .. }
+        | Effect::Peers(_) => {}
     }
 }
