@@ -204,6 +204,11 @@ impl Lifecycle {
         };
         let hard_state = self.take_from_host(group, ends_at).await?;
         let hard_state = hard_state.ok_or(NodeError::Changed(group))?;
+        // If another group took its state over, that must be durable before the log is emptied: a crash would clear the state, and the
+        // entry that takes it over would be applied again without it.
+        if let Some(store) = self.shared.groups.get(group) {
+            tokio::task::block_in_place(|| store.checkpoint())?;
+        }
         self.write(GroupWrite {
             group,
             hard_state: Some(hard_state),

@@ -134,6 +134,28 @@ mutants! {
     FreeLiveSegment,
     /// A new segment does not begin with the groups' states.
     SegmentWithoutStates,
+    /// What was asked of a sequencer under an earlier leadership is used.
+    StampsOutliveLeadership,
+    /// A command takes a revision that was asked for before the command came.
+    EarlierTicketServes,
+    /// A shard counts as settled although revisions for it are under way.
+    ResolveForgetsTickets,
+    /// A shard shows keys that it does not own.
+    ForeignKeysRead,
+    /// A shard changes keys that it does not own.
+    ForeignKeysWritten,
+    /// A shard that is being handed over takes commands.
+    SealedTakesCommands,
+    /// Reads do not mind the locks of transactions over several shards.
+    LockedKeysRead,
+    /// Writes do not mind the locks of transactions over several shards.
+    LockedKeysWritten,
+    /// Of several decisions about a transaction, the last one stands.
+    LastDecisionStands,
+    /// Whoever frees the locks of a transaction does not ask what was decided.
+    RecoveryPresumesAbort,
+    /// A shard takes its neighbour over before every replica has all of it durably.
+    AbsorbUnconfirmed,
 }
 
 impl Mutant {
@@ -147,6 +169,12 @@ impl Mutant {
     #[must_use]
     pub fn of_hibernation(self) -> bool {
         (Self::HibernateWithLaggard..=Self::ReadAsleep).contains(&self)
+    }
+
+    /// Whether it is a rule of shards, which only runs with several of them can show broken.
+    #[must_use]
+    pub fn of_shards(self) -> bool {
+        (Self::StampsOutliveLeadership..=Self::AbsorbUnconfirmed).contains(&self)
     }
 
     /// Whether this rule is broken on the present thread.

@@ -14,6 +14,7 @@ pub mod mutant;
 pub mod profile;
 pub mod rng;
 mod run;
+mod shards;
 mod shrink;
 pub mod spread;
 mod world;

@@ -26,11 +26,27 @@ pub enum Sabotage {
     SkipCommand,
     /// Syncs do nothing, and say that they did.
     LyingDisk,
+    /// A group that was cut off starts before the cut is durable.
+    ChildBeforeDurable,
+    /// A replica is closed whatever it has got since somebody looked.
+    CloseWithoutGuard,
+    /// A replica is closed before what took its state over is durable.
+    CloseBeforeDurable,
+    /// A replica that is opened again forgets the votes of its last stay.
+    ForgetVoteOfRetired,
+    /// A sequencer hands out without making sure that it still leads.
+    SequencerUnconfirmed,
+    /// A range at a revision is read without waiting for what the shard was given before.
+    ReadUnsettled,
+    /// Decisions of transactions that are still driven are forgotten.
+    CleanUpTheLiving,
+    /// A new leader of a sequencer begins below the ceiling that it finds.
+    SequencerBelowCeiling,
 }
 
 impl Sabotage {
     /// All of them.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 15] = [
         Self::AckBeforeSync,
         Self::ReadWithoutIndex,
         Self::ForgetVote,
@@ -38,7 +54,36 @@ impl Sabotage {
         Self::SameIdAfterWipe,
         Self::SkipCommand,
         Self::LyingDisk,
+        Self::ChildBeforeDurable,
+        Self::CloseWithoutGuard,
+        Self::CloseBeforeDurable,
+        Self::ForgetVoteOfRetired,
+        Self::SequencerUnconfirmed,
+        Self::ReadUnsettled,
+        Self::CleanUpTheLiving,
+        Self::SequencerBelowCeiling,
     ];
+
+    /// Whether it is about shards, of which there are several.
+    const fn of_shards(self) -> bool {
+        match self {
+            Self::AckBeforeSync
+            | Self::ReadWithoutIndex
+            | Self::ForgetVote
+            | Self::DuplicateForward
+            | Self::SameIdAfterWipe
+            | Self::SkipCommand
+            | Self::LyingDisk => false,
+            Self::ChildBeforeDurable
+            | Self::CloseWithoutGuard
+            | Self::CloseBeforeDurable
+            | Self::ForgetVoteOfRetired
+            | Self::SequencerUnconfirmed
+            | Self::ReadUnsettled
+            | Self::CleanUpTheLiving
+            | Self::SequencerBelowCeiling => true,
+        }
+    }
 }
 
 /// A broken rule, wherever it lies. Its name is the same on the command line, in tables and in regression files.
@@ -68,6 +113,8 @@ impl Mutant {
     pub fn weather(self) -> Profile {
         match self {
             Self::Core(core) if core.of_leases() => Profile::LeaseHeavy,
+            Self::Core(core) if core.of_shards() => Profile::Shards,
+            Self::Shell(sabotage) if sabotage.of_shards() => Profile::Shards,
             Self::Core(_) | Self::Shell(_) => Profile::Swarm,
         }
     }

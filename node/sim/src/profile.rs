@@ -18,11 +18,28 @@ pub enum Profile {
     /// The same on clocks beyond the bound. Reads under leases may be stale then, which is expected and counted; nothing else
     /// may break.
     WildClocks,
+    /// Many groups: shards that are cut, joined and moved while clients write, read ranges and transactions over several of them.
+    Shards,
 }
 
 impl Profile {
     /// All of them.
-    pub const ALL: [Self; 4] = [Self::Calm, Self::Swarm, Self::LeaseHeavy, Self::WildClocks];
+    pub const ALL: [Self; 5] = [
+        Self::Calm,
+        Self::Swarm,
+        Self::LeaseHeavy,
+        Self::WildClocks,
+        Self::Shards,
+    ];
+
+    /// Whether its runs can be told as lists of decisions ([`crate::Case`]), and not only by their seed.
+    #[must_use]
+    pub const fn has_cases(self) -> bool {
+        match self {
+            Self::Calm | Self::Swarm | Self::LeaseHeavy | Self::WildClocks => true,
+            Self::Shards => false,
+        }
+    }
 }
 
 impl fmt::Display for Profile {
@@ -32,6 +49,7 @@ impl fmt::Display for Profile {
             Self::Swarm => "swarm",
             Self::LeaseHeavy => "lease-heavy",
             Self::WildClocks => "wild-clocks",
+            Self::Shards => "shards",
         })
     }
 }

@@ -4,9 +4,10 @@ use crate::history::Op;
 use crate::lin::{self, Verdict};
 use crate::mutant::{Broken, Mutant};
 use crate::profile::Profile;
+use crate::shards;
 use crate::world::{Case, Counts, Record, World};
 use althing_raft::mark::Mark;
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::rc::Rc;
@@ -100,7 +101,42 @@ impl fmt::Display for Report {
 /// production code is a violation like any other.
 #[must_use]
 pub fn run(run: Run) -> Report {
+    if run.profile == Profile::Shards {
+        return run_shards(run);
+    }
     judge(run, |record| World::drawn(run, record))
+}
+
+/// Runs a seed with many groups, which has judges of its own.
+fn run_shards(run: Run) -> Report {
+    let now = Rc::new(Cell::new(0));
+    let broken = Broken::by(run.mutant);
+    let _of_earlier_runs = Mark::take();
+    let outcomes = caught(|| shards::run(run, &now));
+    drop(broken);
+    let marks = Mark::take();
+    let report = Report {
+        run,
+        violations: Vec::new(),
+        counts: Counts::default(),
+        marks,
+        trace_hash: 0,
+        simulated_ns: now.get(),
+        case: None,
+    };
+    match outcomes {
+        Ok(outcomes) => Report {
+            violations: outcomes.violations,
+            counts: outcomes.counts,
+            trace_hash: outcomes.trace_hash,
+            simulated_ns: outcomes.simulated_ns,
+            ..report
+        },
+        Err(panic) => Report {
+            violations: vec![format!("an assertion failed: {panic}")],
+            ..report
+        },
+    }
 }
 
 /// Runs a case again, with the rule broken that it names, or with none.

@@ -15,6 +15,7 @@ use althing_raft::ids::{GroupId, Index, Now};
 use althing_raft::io::{Input, RequestId, Role};
 use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
+use althing_raft::mutant::Mutant;
 use althing_raft::roster::Footprint;
 use althing_store::ops::Revision;
 use bytes::Bytes;
@@ -176,7 +177,8 @@ impl Stamps {
         }
         let (mut own, mut forwarded) = (Vec::new(), Vec::new());
         for _ in 0..count {
-            if self.waiting.front().is_none_or(|waiting| waiting.since >= ticket) {
+            let earlier = |waiting: &Waiting| waiting.since < ticket || Mutant::EarlierTicketServes.active();
+            if !self.waiting.front().is_some_and(earlier) {
                 break;
             }
             let Some(waiting) = self.waiting.pop_front() else { break };
@@ -194,9 +196,8 @@ impl Stamps {
     }
 
     fn under_way(&self, upto: Ticket) -> bool {
-        self.tickets
-            .first_key_value()
-            .is_some_and(|(oldest, _)| *oldest <= upto)
+        let oldest = self.tickets.first_key_value();
+        oldest.is_some_and(|(oldest, _)| *oldest <= upto) && !Mutant::ResolveForgetsTickets.active()
     }
 }
 
@@ -331,6 +332,9 @@ impl Host {
     /// Leadership is lost, or the group is sequenced no more: commands of this node wait for whoever leads, those of others are
     /// lost as any message may be, and no revision that was asked for is ever used.
     pub(super) fn abandon_stamps(&mut self, id: GroupId) {
+        if Mutant::StampsOutliveLeadership.active() {
+            return;
+        }
         let Some(group) = self.groups.get_mut(&id) else { return };
         let leader = group.soft.leader;
         let on = group.stamps.on;

@@ -2,6 +2,7 @@
 
 use crate::txn::{Answer, Asked, Propose};
 use althing_raft::ids::GroupId;
+use althing_raft::mutant::Mutant;
 use althing_store::ops::{Decision, ShardCommand, ShardResult, TxnId};
 use std::collections::BTreeSet;
 
@@ -26,7 +27,7 @@ impl Recovery {
             txn,
             coordinator,
             holding: BTreeSet::from([met_at]),
-            decision: None,
+            decision: Mutant::RecoveryPresumesAbort.active().then_some(Decision::Abort),
             asked: BTreeSet::new(),
         };
         let mut out = Vec::new();

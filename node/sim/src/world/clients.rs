@@ -174,15 +174,35 @@ fn bytes(text: &str) -> Bytes {
     Bytes::copy_from_slice(text.as_bytes())
 }
 
-/// The store's form of an operation; `None` for a read, which needs no entry.
-pub(crate) fn command(op: &Op) -> Option<Command> {
-    let single = |key: &str| KeyRange::Single(bytes(key));
-    let put = |key: &str, value: &str| Put {
+fn single(key: &str) -> KeyRange {
+    KeyRange::Single(bytes(key))
+}
+
+/// The store's form of a write.
+pub(crate) fn put(key: &str, value: &str) -> Put {
+    Put {
         key: bytes(key),
         value: Some(bytes(value)),
         lease: Some(0),
         prev_kv: false,
-    };
+    }
+}
+
+/// The store's form of a comparison.
+pub(crate) fn compare(key: &str, expect: &Expect) -> Compare {
+    Compare {
+        keys: single(key),
+        op: CompareOp::Equal,
+        target: match expect {
+            Expect::Absent => CompareTarget::Mod(0),
+            Expect::ModRevision(revision) => CompareTarget::Mod(*revision),
+            Expect::Value(value) => CompareTarget::Value(bytes(value)),
+        },
+    }
+}
+
+/// The store's form of an operation; `None` for a read, which needs no entry.
+pub(crate) fn command(op: &Op) -> Option<Command> {
     Some(match op {
         Op::Get { .. } => return None,
         Op::Put { key, value } => Command::Put(put(key, value)),
@@ -190,22 +210,11 @@ pub(crate) fn command(op: &Op) -> Option<Command> {
             keys: single(key),
             prev_kv: false,
         }),
-        Op::CompareAndSwap { key, expect, value } => {
-            let target = match expect {
-                Expect::Absent => CompareTarget::Mod(0),
-                Expect::ModRevision(revision) => CompareTarget::Mod(*revision),
-                Expect::Value(value) => CompareTarget::Value(bytes(value)),
-            };
-            Command::Txn(Txn {
-                compares: vec![Compare {
-                    keys: single(key),
-                    op: CompareOp::Equal,
-                    target,
-                }],
-                success: vec![StoreOp::Put(put(key, value))],
-                failure: vec![StoreOp::Range(Range::of(single(key)))],
-            })
-        }
+        Op::CompareAndSwap { key, expect, value } => Command::Txn(Txn {
+            compares: vec![compare(key, expect)],
+            success: vec![StoreOp::Put(put(key, value))],
+            failure: vec![StoreOp::Range(Range::of(single(key)))],
+        }),
     })
 }
 
@@ -220,23 +229,28 @@ pub(crate) fn seen(kv: &KeyValue) -> Seen {
 
 /// The answer to a command, as its client sees it.
 pub(crate) fn command_outcome(result: &CommandResult) -> Outcome {
+    let failed = |error: String| Outcome::Failed { error };
+    match (&result.result, reply_of(result)) {
+        (Err(error), _) => failed(error.to_string()),
+        (Ok(_), Some(reply)) => Outcome::Ok { reply },
+        (Ok(_), None) => failed("another kind of answer".to_owned()),
+    }
+}
+
+/// What a command answered that was not refused; `None` if it is no answer to any operation of a client.
+pub(crate) fn reply_of(result: &CommandResult) -> Option<Reply> {
     let Revision(revision) = result.revision;
-    let reply = match &result.result {
-        Err(error) => {
-            return Outcome::Failed {
-                error: error.to_string(),
-            };
-        }
-        Ok(OpResult::Put { .. }) => Reply::Put { revision },
-        Ok(OpResult::Delete { deleted, .. }) => Reply::Delete {
+    Some(match result.result.as_ref().ok()? {
+        OpResult::Put { .. } => Reply::Put { revision },
+        OpResult::Delete { deleted, .. } => Reply::Delete {
             revision,
             deleted: *deleted > 0,
         },
-        Ok(OpResult::Txn { succeeded: true, .. }) => Reply::Swapped { revision },
-        Ok(OpResult::Txn {
+        OpResult::Txn { succeeded: true, .. } => Reply::Swapped { revision },
+        OpResult::Txn {
             succeeded: false,
             results,
-        }) => {
+        } => {
             let kv = match results.first() {
                 Some((_, OpResult::Range(range))) => range.kvs.first(),
                 Some((
@@ -254,13 +268,8 @@ pub(crate) fn command_outcome(result: &CommandResult) -> Outcome {
                 seen: kv.map(seen),
             }
         }
-        Ok(OpResult::Range(_) | OpResult::Compact | OpResult::Shard(_)) => {
-            return Outcome::Failed {
-                error: "another kind of answer".to_owned(),
-            };
-        }
-    };
-    Outcome::Ok { reply }
+        OpResult::Range(_) | OpResult::Compact | OpResult::Shard(_) => return None,
+    })
 }
 
 /// What a refusal means for its client. `Failed` is a promise: the command will never take effect.

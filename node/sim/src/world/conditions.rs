@@ -136,7 +136,7 @@ impl Weights {
     }
 
     /// No fault at all.
-    const NONE: Self = Self {
+    pub(crate) const NONE: Self = Self {
         crash: 0,
         crash_all: 0,
         install_crash: 0,
@@ -166,7 +166,8 @@ impl Conditions {
         let drawn = Self::swarm(&mut rng);
         let mut drawn = match profile {
             Profile::Calm => drawn.calm(&mut rng),
-            Profile::Swarm => drawn,
+            // Its own numbers are drawn elsewhere.
+            Profile::Swarm | Profile::Shards => drawn,
             Profile::LeaseHeavy => drawn.leased(&mut rng),
             Profile::WildClocks => {
                 let drawn = drawn.leased(&mut rng);

@@ -294,6 +294,16 @@ pub(crate) fn start(
 /// Writes the log that the first members are born with: their configuration, one step an entry, as
 /// [`Start::birth`] does for a single one.
 pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId]) -> (HardState, Vec<Entry>) {
+    birth_of(GROUP, disk, conditions, members)
+}
+
+/// The same for any group.
+pub(crate) fn birth_of(
+    group: GroupId,
+    disk: &SimDisk,
+    conditions: &Conditions,
+    members: &[MemberId],
+) -> (HardState, Vec<Entry>) {
     let mut log = Start::default();
     for &member in members {
         let born = Start::birth(member, Bytes::from_static(b"somewhere:2380"));
@@ -305,7 +315,7 @@ pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId
     }
     log.hard_state.commit = Index(log.entries.len() as u64);
     let write = GroupWrite {
-        group: GROUP,
+        group,
         hard_state: Some(log.hard_state),
         reset_to: None,
         entries: log.entries.clone(),
@@ -314,7 +324,7 @@ pub(crate) fn birth(disk: &SimDisk, conditions: &Conditions, members: &[MemberId
         segment_bytes: conditions.segment_bytes,
     };
     let (mut wal, _) =
-        Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options).expect("invariant: the disk is new");
+        Wal::open(Arc::new(disk.clone()), Path::new("/wal"), options).expect("invariant: nobody uses the disk");
     wal.append(&[write])
         .and_then(|()| wal.sync())
         .expect("invariant: the disk is well");

@@ -9,20 +9,20 @@
 //! whole within a bounded time: safety alone would be satisfied by a cluster that does nothing.
 
 mod calm;
-mod clients;
-mod conditions;
+pub(crate) mod clients;
+pub(crate) mod conditions;
 mod counts;
 mod decision;
 mod effects;
 mod lease_watch;
 mod links;
-mod machine;
+pub(crate) mod machine;
 mod nemesis;
-mod net;
+pub(crate) mod net;
 mod operator;
 mod rounds;
-mod trace;
-mod watch;
+pub(crate) mod trace;
+pub(crate) mod watch;
 mod wishes;
 
 pub use counts::Counts;

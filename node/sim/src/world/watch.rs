@@ -179,6 +179,16 @@ impl Watch {
         self.states.remove(&member);
     }
 
+    /// A member has given its copy up, but for its vote. If the group has gone for good, everybody will, and copies of what is committed
+    /// cannot be counted any more.
+    pub(crate) fn left(&mut self, member: MemberId, for_good: bool) {
+        self.logs.remove(&member);
+        self.durable.remove(&member);
+        self.held.remove(&member);
+        self.commits.remove(&member);
+        self.copies_vanish |= for_good;
+    }
+
     /// A member acts on a configuration, and its state machine has applied so much. No crash may take it back to an older
     /// configuration: it could count votes of members that have been switched off since. And it may not miss one (pitfall P13).
     pub(crate) fn holds(&mut self, member: MemberId, config: &ConfigState, applied: Index) {

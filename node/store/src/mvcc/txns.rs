@@ -8,6 +8,7 @@ use crate::codec::{CodecError, Reader};
 use crate::mvcc::shard::{Access, each_key_of_txn};
 use crate::ops::{Decision, KeyRange, Op, OpError, Revision, Txn, TxnId};
 use althing_raft::ids::GroupId;
+use althing_raft::mutant::Mutant;
 use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -102,6 +103,13 @@ impl Transactions {
 
     /// Whether keys are free for this. A read at a revision from before a transaction was prepared does not see what comes of it.
     pub(crate) fn admit(&self, keys: &KeyRange, access: Access, at: Option<Revision>) -> Result<(), OpError> {
+        let careless = match access {
+            Access::Read => Mutant::LockedKeysRead.active(),
+            Access::Write => Mutant::LockedKeysWritten.active(),
+        };
+        if careless {
+            return Ok(());
+        }
         for (txn, prepared) in &self.prepared {
             let before = at.is_some_and(|Revision(at)| at > 0 && at <= prepared.floor);
             if !before && prepared.conflicts(keys, access) {
