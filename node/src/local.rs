@@ -108,11 +108,7 @@ impl Local {
     ///
     /// # Errors
     /// If the host refuses; what the state machine refuses is in the result.
-    pub async fn execute(
-        &self,
-        group: GroupId,
-        command: Bytes,
-    ) -> Result<(CommandResult, Timeline), KeyspaceError> {
+    pub async fn execute(&self, group: GroupId, command: Bytes) -> Result<(CommandResult, Timeline), KeyspaceError> {
         if needs_stamp(&command) && self.store(group)?.sealed().is_some() {
             // It would be refused when it is applied; and whoever waits for the end of a sealed shard's log would never see it.
             return Err(OpError::Sealed.into());
@@ -177,7 +173,8 @@ impl Local {
         if terms.settled {
             self.resolve(group).await?;
         } else {
-            self.catch_up(group, footprint::read_txn(&txn), terms.serializable).await?;
+            self.catch_up(group, footprint::read_txn(&txn), terms.serializable)
+                .await?;
         }
         let read = elsewhere(move || store.read_txn_with(&txn, locks)).await?;
         Ok(match read.map_err(|error| broken(&error))? {

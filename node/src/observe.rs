@@ -106,7 +106,11 @@ impl Observer {
                 tracked.middle = Some((size.in_use, middle));
             }
         }
-        let middle = tracked.middle.as_ref().filter(|_| leads).and_then(|(_, middle)| middle.clone());
+        let middle = tracked
+            .middle
+            .as_ref()
+            .filter(|_| leads)
+            .and_then(|(_, middle)| middle.clone());
         let peers = view.raft.progress.iter().map(|peer| {
             let seen = PeerSeen {
                 matched: peer.matched,

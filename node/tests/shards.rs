@@ -1,4 +1,5 @@
 //! Real processes with a keyspace of several shards: it is cut and put together while it serves.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 mod support;
 
@@ -114,7 +115,10 @@ async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost(
     for shards in [4, 8, 3, 1] {
         let status = scale(&nodes, shards).await;
         let before = written.load(Ordering::Relaxed);
-        eprintln!("{shards} shards after {before} writes: {:?}", status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>());
+        eprintln!(
+            "{shards} shards after {before} writes: {:?}",
+            status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>()
+        );
     }
     stop.store(true, Ordering::Relaxed);
     let mut expected: BTreeMap<String, Vec<u64>> = (0..400).map(|number| (key(number), vec![0])).collect();
@@ -129,7 +133,11 @@ async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost(
     assert_eq!(first.len(), expected.len());
     for (key, value) in &first {
         let value: u64 = value.parse().unwrap();
-        assert!(expected[key].contains(&value), "{key}: {value}, not one of {:?}", expected[key]);
+        assert!(
+            expected[key].contains(&value),
+            "{key}: {value}, not one of {:?}",
+            expected[key]
+        );
     }
     for node in nodes.iter() {
         assert_eq!(all(node, 0).await.0, first, "{}", node.name);
@@ -166,7 +174,12 @@ async fn transactions_ranges_and_compactions_go_over_shards_as_over_one() {
     assert!(at > revision);
     for node in &nodes {
         for number in [0, 150, 299] {
-            assert_eq!(node.get(&key(number)).await.unwrap().as_deref(), Some("b"), "{}", node.name);
+            assert_eq!(
+                node.get(&key(number)).await.unwrap().as_deref(),
+                Some("b"),
+                "{}",
+                node.name
+            );
         }
     }
     let failed = nodes[0].kv().await.txn(txn("c")).await.unwrap().into_inner();
@@ -191,7 +204,6 @@ async fn transactions_ranges_and_compactions_go_over_shards_as_over_one() {
         key: key(100).into(),
         range_end: key(200).into(),
         prev_kv: true,
-        ..DeleteRangeRequest::default()
     };
     let deleted = nodes[2].kv().await.delete_range(delete).await.unwrap().into_inner();
     assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (100, 100));

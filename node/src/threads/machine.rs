@@ -64,7 +64,9 @@ pub struct Birth {
 
 /// A group was cut off another one although it was here.
 #[derive(Debug, thiserror::Error)]
-#[error("group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader")]
+#[error(
+    "group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader"
+)]
 struct BornTwice(GroupId);
 
 /// Items on their way into the store.

@@ -31,8 +31,8 @@ pub mod snapshot;
 pub use error::StoreError;
 pub use mem::MemStore;
 pub use mvcc::{
-    ApplyItem, CHILD_BIRTH, CommandResult, Locks, Mvcc, RangeAnswer, StoreSize, Sweep, compare_holds, finish_range, groups,
-    tidy,
+    ApplyItem, CHILD_BIRTH, CommandResult, Locks, Mvcc, RangeAnswer, StoreSize, Sweep, compare_holds, finish_range,
+    groups, tidy,
 };
 pub use sled_store::{BARRIER_BYTES, CHUNK_BYTES, Defragmented, Opened, QUARANTINES_MAX, SledOptions, SledStore};
 pub use state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};

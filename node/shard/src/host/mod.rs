@@ -142,9 +142,10 @@ impl Host {
             "a group that hibernates needs signs of life"
         );
         let id = start.config.group;
-        let applied = start.start.applied.clone();
+        let (applied, entries) = (start.start.applied.clone(), start.start.entries.clone());
         let (raft, output) = Raft::new(start.config, start.start, now);
-        let group = Group::new(raft, applied);
+        let mut group = Group::new(raft, applied);
+        group.look_for_reshaping(&entries);
         self.neighbours_change(now, &ConfigState::default(), &group.soft.config);
         let before = self.groups.insert(id, group);
         assert!(before.is_none(), "invariant: group {id} is started once");
