@@ -179,6 +179,7 @@ fn a_committed_request_is_answered_by_the_state_machine_alone_however_late() {
                 | Effect::Discard { .. }
                 | Effect::Stamp { .. }
                 | Effect::Retired { .. }
+                | Effect::Kept { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => {}
             }

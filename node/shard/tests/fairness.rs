@@ -58,6 +58,7 @@ fn settle(host: &mut Host, now: Now, mut events: Vec<Event>) -> (Vec<GroupWrite>
                 | Effect::Discard { .. }
                 | Effect::Stamp { .. }
                 | Effect::Retired { .. }
+                | Effect::Kept { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => {}
             }

@@ -151,3 +151,23 @@ fn a_group_that_goes_in_the_turn_in_which_it_writes_writes_nothing_behind_its_re
     assert_eq!(cluster.answer(me, request), Err(Refusal::NoGroup), "it never left");
     assert_eq!(cluster.nodes[&me].host.groups().count(), 0);
 }
+
+#[test]
+fn a_group_whose_log_has_gone_on_since_stays() {
+    let mut cluster = Cluster::of(&[1]);
+    let me = cluster.leader();
+    let end = cluster.nodes[&me].host.view(GROUP).unwrap().raft.last;
+    let request = cluster.propose(me, "later");
+    assert!(cluster.applied_at(me, request));
+    let retire = |ends_at| {
+        vec![Event::Retire {
+            group: GROUP,
+            ends_at: Some(ends_at),
+        }]
+    };
+    cluster.turn(me, retire(end));
+    assert_eq!((cluster.nodes[&me].kept, cluster.nodes[&me].retired), (1, None));
+    let end = cluster.nodes[&me].host.view(GROUP).unwrap().raft.last;
+    cluster.turn(me, retire(end));
+    assert!(cluster.nodes[&me].retired.is_some());
+}

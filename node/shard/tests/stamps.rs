@@ -92,6 +92,7 @@ impl Script {
                 | Effect::Install { .. }
                 | Effect::Discard { .. }
                 | Effect::Retired { .. }
+                | Effect::Kept { .. }
                 | Effect::Peers(_)
                 | Effect::Changed { .. } => {}
             }

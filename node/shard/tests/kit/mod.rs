@@ -40,6 +40,8 @@ pub(crate) struct Node {
     /// Questions to the sequencer that nobody has answered.
     pub(crate) tickets: Vec<(Ticket, u32)>,
     pub(crate) retired: Option<HardState>,
+    /// Times that the group did not leave, because its log had gone on.
+    pub(crate) kept: usize,
 }
 
 pub(crate) struct Cluster {
@@ -158,6 +160,7 @@ impl Cluster {
             revisions: Vec::new(),
             tickets: Vec::new(),
             retired: None,
+            kept: 0,
         };
         let start = Start {
             hard_state: node.hard_state,
@@ -290,6 +293,7 @@ impl Cluster {
                     node.state.clear();
                     node.retired = Some(hard_state);
                 }
+                Effect::Kept { .. } => node.kept += 1,
                 Effect::Peers(_) | Effect::Changed { .. } => {}
             }
         }
