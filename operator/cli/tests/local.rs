@@ -308,3 +308,64 @@ fn a_cluster_goes_on_after_its_supervisor_was_stopped_or_killed_and_replaces_a_l
     let whole = bed.ready_with(3);
     assert_eq!(whole["status"]["clusterId"], before["status"]["clusterId"]);
 }
+
+/// Keyspaces as programs read them, by name.
+fn keyspaces(bed: &Bed) -> Vec<(String, Value)> {
+    let listed: Value = serde_json::from_str(&bed.ok(&["get", "keyspaces", "-o", "json"])).unwrap();
+    let items = listed["items"].as_array().cloned().unwrap_or_default();
+    let named = |item: Value| (item["name"].as_str().unwrap_or_default().to_owned(), item);
+    items.into_iter().map(named).collect()
+}
+
+#[test]
+fn keyspaces_of_several_shards_come_grow_and_go_while_members_do() {
+    let layout = |keyspace: &str, shards: u32, more: &str| {
+        format!(
+            "---\napiVersion: althing.dev/v1alpha1\nkind: ShardLayout\nmetadata: {{name: {keyspace}}}\nspec: {{clusterRef: {{name: t}}, keyspace: {keyspace}, shards: {shards}{more}}}\n"
+        )
+    };
+    let split = |keys: &str| format!(", deletionPolicy: Delete, partitioning: {{range: {{splitKeys: [{keys}]}}}}");
+    let mut bed = Bed::new();
+    let text = [yaml(1), layout("default", 1, ""), layout("audit", 2, &split("/m"))].concat();
+    bed.up(25_379, Some(&text));
+    bed.ready_with(1);
+    let ready = |bed: &Bed, name: &str, shards: u32| {
+        keyspaces(bed)
+            .iter()
+            .any(|(other, item)| other == name && item["ready"] == true && item["currentShards"] == shards)
+    };
+    bed.until("both keyspaces serve", |_| {
+        ready(&bed, "default", 1) && ready(&bed, "audit", 2)
+    });
+    let shards: Value = serde_json::from_str(&bed.ok(&["get", "shards", "audit", "-o", "json"])).unwrap();
+    let ranges: Vec<&Value> = shards["items"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|shard| &shard["range"])
+        .collect();
+    assert_eq!(ranges, ["[.., /m)", "[/m, ..)"]);
+
+    bed.ok(&["scale", "t", "--members", "3"]);
+    bed.ready_with(3);
+    bed.until("every member holds a replica of each shard", |_| {
+        let shards: Value = serde_json::from_str(&bed.ok(&["get", "shards", "-o", "json"])).unwrap();
+        let shards = shards["items"].as_array().cloned().unwrap_or_default();
+        shards.len() == 3
+            && shards
+                .iter()
+                .all(|shard| shard["voters"].as_array().map(Vec::len) == Some(3))
+    });
+    let refused = bed.run(&["scale", "audit", "--shards", "1"]);
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(
+        complaint.contains("splitKeys"),
+        "a key that is named stays a bound: {complaint}"
+    );
+    bed.ok(&["scale", "t", "--members", "1"]);
+    bed.ready_with(1);
+
+    assert!(bed.ok(&["delete", "layout", "audit"]).contains("with its keyspace"));
+    bed.until("the keyspace is gone", |_| keyspaces(&bed).len() == 1);
+    assert!(bed.ok(&["status", "t"]).contains("Keyspace default is ready"));
+}

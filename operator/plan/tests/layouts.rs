@@ -65,7 +65,11 @@ fn keyspace(desired: u32, shards: Vec<ShardInfo>) -> KeyspaceStatus {
     }
 }
 
-fn seen(keyspaces: Vec<KeyspaceStatus>, operations: Vec<OperationStatus>) -> LayoutObserved {
+fn seen(mut keyspaces: Vec<KeyspaceStatus>, operations: Vec<OperationStatus>) -> LayoutObserved {
+    keyspaces.push(KeyspaceStatus {
+        name: "default".into(),
+        ..keyspace(1, vec![shard(1, "", "")])
+    });
     let member = |number: u32| LayoutMember {
         id: id(number),
         name: format!("orders-{number}"),
@@ -246,6 +250,11 @@ fn what_hinders_is_told_before_anything_is_asked() {
             })
         ),
         "Paused (waits)"
+    );
+    assert_eq!(
+        with(&|observed| observed.layout = Seen::Layout(LayoutStatus::default())),
+        "NotBootstrapped (waits)",
+        "before the map is written"
     );
     let elder = Claim {
         layout: "elder".into(),

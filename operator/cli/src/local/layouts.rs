@@ -165,6 +165,12 @@ impl Round<'_> {
         if layout.deleting {
             look.busy = true;
             look.statuses.insert(name.to_owned(), before.clone());
+            if let Some(obstacle) = planned.obstacle.as_ref().or(refused.as_ref()) {
+                look.why.push(format!(
+                    "ShardLayout {name} is being deleted ({}): {}.",
+                    obstacle.reason, obstacle.message
+                ));
+            }
             return Ok(());
         }
         let observed = LayoutObserved {

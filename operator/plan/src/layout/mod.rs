@@ -10,6 +10,7 @@ mod request;
 mod story;
 
 use althing_admin::{KeyspaceRequest, KeyspaceState, KeyspaceStatus, LayoutStatus};
+use althing_crds::names::DEFAULT_KEYSPACE;
 use althing_crds::{DeletionPolicy, ValidatedLayout};
 
 pub use assess::{LayoutAssessment, assess};
@@ -181,6 +182,17 @@ pub fn plan(desired: &ValidatedLayout, observed: &LayoutObserved) -> LayoutPlan 
         (DeletionPolicy::Delete, true) | (DeletionPolicy::Retain, false) => {}
     }
     match &observed.layout {
+        // The map is written a moment after the meta group is born, and a keyspace asked for before that would be the first.
+        Seen::Layout(layout) if !layout.keyspaces.iter().any(|one| one.name == DEFAULT_KEYSPACE) => {
+            LayoutPlan::obstacle(
+                "NotBootstrapped",
+                format!(
+                    "RaftCluster {} is being born: its shard map is not written yet",
+                    desired.cluster
+                ),
+                false,
+            )
+        }
         Seen::Layout(layout) => wanted(desired, keyspace(desired, layout)),
         Seen::NoLeader if cluster.bootstrapped => no_leader(desired),
         Seen::NoLeader => LayoutPlan::obstacle(
