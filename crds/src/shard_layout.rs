@@ -76,7 +76,7 @@ pub struct ShardLayoutSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub partitioning: Option<Partitioning>,
     /// A port where the members serve this keyspace only; the cluster's Service has it too. Without one, the keyspace is
-    /// reached by name at the cluster's own port.
+    /// reached at the cluster's own port by a host whose first label is the keyspace's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1024, max = 65535))]
     #[x_kube(

@@ -88,7 +88,8 @@ pub struct ShardLayoutStatus {
     /// Where the keyspace's revisions come from: Dense or Sequenced.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revisions: Option<String>,
-    /// Where clients reach the keyspace, `host:port`.
+    /// Where clients reach the keyspace, `host:port`; absent where only a name tells it apart (a host whose first label is the
+    /// keyspace's name leads to it).
     #[serde(skip_serializing_if = "Option::is_none")]
     pub endpoint: Option<String>,
     /// Bytes of all shards together, coarsely.
@@ -127,7 +128,7 @@ pub struct ShardState {
     /// What it holds: the first key, and the first that it does not hold; of a hash keyspace, slots.
     #[serde(default)]
     pub range: String,
-    /// Serving, NoLeader, Splitting, Merging, Moving, or Behind.
+    /// Serving, Starting, NoLeader, Splitting, Merging, Moving, or Behind.
     #[serde(default)]
     pub state: String,
     /// The leader's name.

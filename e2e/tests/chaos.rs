@@ -47,9 +47,11 @@ fn only(members: usize, fault: Fault, begun: u64, ended: u64, reads: Reads) -> R
                 until: seconds(ended),
                 fault,
             }],
+            layouts: Vec::new(),
             end: seconds(ended + 3),
         },
         seed: None,
+        shards: None,
         abilities: Abilities::default(),
         reads,
     };
@@ -71,6 +73,15 @@ fn three_members_stay_linearizable_and_lose_nothing_under_faults() {
 #[test]
 fn five_members_stay_linearizable_and_lose_nothing_under_faults() {
     let report = drawn(5, 25, 0xa17_0005);
+    assert_eq!(report.failures(), [""; 0], "{report}");
+}
+
+#[test]
+fn shards_that_are_cut_and_joined_under_faults_stay_linearizable_and_lose_nothing() {
+    let _alone = alone();
+    let options = Options::drawn(program(), 3, Duration::from_secs(40), 0xa17_0008, abilities()).with_shards(8);
+    let report = run(&options, &|line| println!("{line}")).unwrap();
+    println!("{report}");
     assert_eq!(report.failures(), [""; 0], "{report}");
 }
 

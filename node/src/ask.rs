@@ -15,10 +15,10 @@
 
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::GroupId;
+use althing_store::CommandResult;
 use althing_store::answer::{decode_answer, encode_answer};
 use althing_store::codec::{CodecError, decode_command, encode_command};
 use althing_store::ops::{Command, Revision, Txn};
-use althing_store::CommandResult;
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
 /// How a read is meant.
@@ -292,7 +292,12 @@ mod tests {
 
     #[test]
     fn nonsense_is_an_error() {
-        for bytes in [&b""[..], b"\x09", b"\x03\x00\x00", b"\x02\x00\x00\x00\x00\x00\x00\x00\x00"] {
+        for bytes in [
+            &b""[..],
+            b"\x09",
+            b"\x03\x00\x00",
+            b"\x02\x00\x00\x00\x00\x00\x00\x00\x00",
+        ] {
             assert!(Ask::decode(Bytes::from_static(bytes)).is_err(), "{bytes:?}");
         }
         for bytes in [&b""[..], b"\x09", b"\x03\x00\x00", b"\x02", b"\x02\x63", b"\x01\x02"] {

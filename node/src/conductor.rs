@@ -168,28 +168,48 @@ impl Conductor {
 
     /// Where the first shard's replicas are when there is no map yet.
     fn founders(&self) -> Result<BTreeMap<MemberId, MemberRecord>, ConductError> {
-        let soft = self
-            .shared
-            .soft(GroupId::FIRST_SHARD)
-            .ok_or_else(|| ConductError::Meta("shard 1 is not here, so the first map waits for its leader".to_owned()))?;
-        let table = self.local.store(GroupId::META).map(|store| store.members()).unwrap_or_default();
+        let soft = self.shared.soft(GroupId::FIRST_SHARD).ok_or_else(|| {
+            ConductError::Meta("shard 1 is not here, so the first map waits for its leader".to_owned())
+        })?;
+        let table = self
+            .local
+            .store(GroupId::META)
+            .map(|store| store.members())
+            .unwrap_or_default();
         let record = |member: &MemberId| MemberRecord {
-            name: table.get(member).map(|context| MemberInfo::decode(context).name).unwrap_or_default(),
+            name: table
+                .get(member)
+                .map(|context| MemberInfo::decode(context).name)
+                .unwrap_or_default(),
             ..MemberRecord::default()
         };
-        Ok(soft.config.voters.iter().map(|member| (*member, record(member))).collect())
+        Ok(soft
+            .config
+            .voters
+            .iter()
+            .map(|member| (*member, record(member)))
+            .collect())
     }
 
     /// Asks every member how its groups are, all at the same time. Whoever does not answer is as it was.
     async fn look(&self, memory: &mut Memory) -> Observed {
-        let table = self.local.store(GroupId::META).map(|store| store.members()).unwrap_or_default();
+        let table = self
+            .local
+            .store(GroupId::META)
+            .map(|store| store.members())
+            .unwrap_or_default();
         memory.members.retain(|member, _| table.contains_key(member));
         memory.numbers.retain(|member, _| table.contains_key(member));
         let mut looking = JoinSet::new();
         for member in table.keys().copied() {
             let known = memory.numbers.get(&member).cloned().unwrap_or_default();
             let calls = Arc::clone(&self.calls);
-            looking.spawn(async move { (member, ask_control(&calls, member, &Control::Observe { known }, LOOK_TIMEOUT).await) });
+            looking.spawn(async move {
+                (
+                    member,
+                    ask_control(&calls, member, &Control::Observe { known }, LOOK_TIMEOUT).await,
+                )
+            });
         }
         let mut answers = Vec::new();
         while let Some(answer) = looking.join_next().await {
@@ -346,7 +366,10 @@ impl Memory {
             view.groups.insert(GroupId(group.group), group.into());
         }
         // What it did not tell although it is not known here is asked for again.
-        let told = form.groups.into_iter().filter(|(group, _)| view.groups.contains_key(&GroupId(*group)));
+        let told = form
+            .groups
+            .into_iter()
+            .filter(|(group, _)| view.groups.contains_key(&GroupId(*group)));
         self.numbers.insert(member, told.collect());
     }
 }
@@ -382,10 +405,18 @@ fn kind(work: &Work) -> OperationKind {
 ///
 /// # Errors
 /// Why there is no answer.
-pub async fn ask_control(calls: &Calls, member: MemberId, control: &Control, timeout: Duration) -> Result<Said, String> {
+pub async fn ask_control(
+    calls: &Calls,
+    member: MemberId,
+    control: &Control,
+    timeout: Duration,
+) -> Result<Said, String> {
     let json = serde_json::to_vec(control).map_err(|error| error.to_string())?;
     let body = Ask::Control(json.into()).encode();
-    let body = calls.call(member, body, timeout).await.map_err(|error| error.to_string())?;
+    let body = calls
+        .call(member, body, timeout)
+        .await
+        .map_err(|error| error.to_string())?;
     match Reply::decode(body).map_err(|error| error.to_string())? {
         Reply::Control(json) => serde_json::from_slice(&json).map_err(|error| error.to_string()),
         Reply::Failure(failure) => Err(failure.to_string()),
@@ -393,7 +424,10 @@ pub async fn ask_control(calls: &Calls, member: MemberId, control: &Control, tim
     }
 }
 
-#[expect(clippy::disallowed_methods, reason = "recorded for people; the conductor says what else it decides")]
+#[expect(
+    clippy::disallowed_methods,
+    reason = "recorded for people; the conductor says what else it decides"
+)]
 pub(crate) fn wall_seconds() -> u64 {
     SystemTime::now()
         .duration_since(SystemTime::UNIX_EPOCH)

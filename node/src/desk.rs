@@ -2,13 +2,14 @@
 
 use crate::ask::{Ask, ReadTerms, Reply};
 use crate::calls::Answerer;
-use crate::control::{Control, Said, source, spec_of};
+use crate::control::{Control, Said, StepForm, source, spec_of};
 use crate::lifecycle::Lifecycle;
 use crate::local::Local;
 use crate::observe::Observer;
 use crate::sequencers::Sequencers;
 use crate::shared::Shared;
 use crate::spread::Spread;
+use crate::threads::host::Job;
 use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_shard::Event;
@@ -111,7 +112,11 @@ impl Inner {
         let deadline = shared.deadline();
         match control {
             Control::Observe { known } => return Ok(Said::View(Box::new(self.observer.view(&known).await))),
-            Control::Open { group } => self.lifecycle.open(GroupId(group)).await.map_err(|error| error.to_string())?,
+            Control::Open { group } => self
+                .lifecycle
+                .open(GroupId(group))
+                .await
+                .map_err(|error| error.to_string())?,
             Control::Create {
                 group,
                 territory,
@@ -134,6 +139,15 @@ impl Inner {
                 expected,
                 context,
             } => {
+                if matches!(step, StepForm::AddLearner(_)) {
+                    // The log may have to be cut first: it must not hold what a newcomer cannot apply.
+                    let store = self.local.store(GroupId(group)).map_err(|error| error.to_string())?;
+                    let meta = tokio::task::block_in_place(|| store.checkpoint()).map_err(|error| error.to_string())?;
+                    shared.host.push(Job::Event(Event::Checkpointed {
+                        group: GroupId(group),
+                        position: meta.position,
+                    }));
+                }
                 let asked = shared.ask_host(|request| Event::Configure {
                     request,
                     group: GroupId(group),

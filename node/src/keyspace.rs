@@ -104,7 +104,12 @@ impl RoutedKeyspace {
     }
 
     /// Runs a command in a group.
-    async fn execute_in(&self, route: &Route, command: Bytes, patience: &Patience) -> Result<CommandResult, KeyspaceError> {
+    async fn execute_in(
+        &self,
+        route: &Route,
+        command: Bytes,
+        patience: &Patience,
+    ) -> Result<CommandResult, KeyspaceError> {
         if self.is_here(route.group) {
             let (answer, timeline) = self.ground.local.execute(route.group, command).await?;
             self.ground.tracer.follow(self.shared(), &timeline);
@@ -333,7 +338,9 @@ impl RoutedKeyspace {
             Plan::Snapshot(_) => unreachable!("invariant: what writes is no read"),
             Plan::TwoPhase(parts) => {
                 let spread = &self.ground.spread;
-                let written = spread.write(Arc::clone(table), parts, patience.order(), patience.end()).await;
+                let written = spread
+                    .write(Arc::clone(table), parts, patience.order(), patience.end())
+                    .await;
                 written.map_err(|failure| spread_failure(failure, patience))
             }
             Plan::Everywhere(groups) => self.compact(table, command, groups, bytes, patience).await,
@@ -419,7 +426,8 @@ impl Keyspace for RoutedKeyspace {
                 }
                 // A revision that the client names must be there in all shards, or in none.
                 [route] if range.revision.is_none() || table.shards().len() == 1 => {
-                    self.range_in(&table, route, range.clone(), serializable, &patience).await
+                    self.range_in(&table, route, range.clone(), serializable, &patience)
+                        .await
                 }
                 _ => self.range_over(&table, &range, serializable, &mut patience).await,
             };
@@ -473,7 +481,11 @@ impl Keyspace for RoutedKeyspace {
     async fn status(&self) -> Result<(Header, Status), KeyspaceError> {
         let shared = self.shared();
         let first = self.first();
-        let group = if self.ground.local.has(first) { first } else { GroupId::META };
+        let group = if self.ground.local.has(first) {
+            first
+        } else {
+            GroupId::META
+        };
         let store = self.ground.local.store(group)?;
         let size = elsewhere(move || store.size()).await?.map_err(|error| broken(&error))?;
         let views = shared.views().await;
@@ -605,7 +617,10 @@ impl Keyspace for RoutedKeyspace {
                 .soft(group)
                 .is_none_or(|soft| soft.role == Role::Leader || soft.leader.is_some())
         };
-        led(GroupId::META) && self.table().is_ok_and(|table| table.shards().iter().all(|route| led(route.group)))
+        led(GroupId::META)
+            && self
+                .table()
+                .is_ok_and(|table| table.shards().iter().all(|route| led(route.group)))
     }
 
     fn alarms(&self) -> Vec<Alarm> {

@@ -8,11 +8,11 @@ use crate::node::NodeError;
 use crate::shared::{Shared, Store};
 use crate::threads::apply::ApplyJob;
 use crate::threads::host::Job;
-use crate::threads::machine;
+use crate::threads::machine::{self, Birth};
 use crate::threads::wal::WalJob;
 use althing_raft::entry::{HardState, Payload};
 use althing_raft::ids::{GroupId, LogPosition, MemberId};
-use althing_raft::io::{Config as CoreConfig, Start};
+use althing_raft::io::{Config as CoreConfig, Role, Start};
 use althing_shard::envelope::{BootNonce, Envelope};
 use althing_shard::{Event, GroupStart};
 use althing_store::codec::encode_command;
@@ -23,6 +23,7 @@ use althing_wal::GroupWrite;
 use bytes::{Bytes, BytesMut};
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex as StdMutex, MutexGuard, PoisonError};
+use std::time::Duration;
 use tokio::sync::{Mutex, oneshot};
 
 /// Bytes of entries in one append: a follower writes it in a few milliseconds.
@@ -39,6 +40,18 @@ const DEMOTE_HEARTBEATS: u32 = 4;
 const HIBERNATE_HEARTBEATS: u32 = 50;
 /// Bytes of entries that are proposed and not committed: a second of heavy load, and what a new leader may have to resend.
 const UNCOMMITTED_BYTES_MAX: usize = 64 << 20;
+
+/// Waits between the tries to lead a shard that was just cut off: the others write the cut down within milliseconds, or tens of them on a slow
+/// disk. After the last one the election timeout decides.
+const STAND_WAITS: [Duration; 7] = [
+    Duration::from_millis(5),
+    Duration::from_millis(10),
+    Duration::from_millis(20),
+    Duration::from_millis(40),
+    Duration::from_millis(80),
+    Duration::from_millis(160),
+    Duration::from_millis(320),
+];
 
 /// Opens and closes groups.
 pub struct Lifecycle {
@@ -140,7 +153,8 @@ impl Lifecycle {
     ///
     /// # Errors
     /// If the engine fails or the node goes down.
-    pub async fn born(&self, group: GroupId) -> Result<(), NodeError> {
+    pub async fn born(&self, birth: Birth) -> Result<(), NodeError> {
+        let group = birth.child;
         let retired = self.retired.lock().await;
         let Some(store) = self.shared.groups.get(group) else {
             return Ok(());
@@ -151,8 +165,27 @@ impl Lifecycle {
         let meta = tokio::task::block_in_place(|| store.checkpoint())?;
         let start = Start::after(meta);
         self.write(first_write(group, &start)).await?;
-        tracing::info!(%group, "was cut off another shard");
-        self.start(group, start)
+        tracing::info!(%group, parent = %birth.parent, "was cut off another shard");
+        self.start(group, start)?;
+        self.stand_for(birth);
+        Ok(())
+    }
+
+    /// Who leads a shard leads what is cut off it too, without waiting out a silence: clients wait meanwhile. The others may have come
+    /// to the cut a little later, so it asks again.
+    fn stand_for(&self, Birth { parent, child }: Birth) {
+        let shared = Arc::clone(&self.shared);
+        tokio::spawn(async move {
+            for wait in STAND_WAITS {
+                let leads = shared.soft(parent).is_some_and(|soft| soft.role == Role::Leader);
+                let led = shared.soft(child).is_some_and(|soft| soft.leader.is_some());
+                if !leads || led {
+                    return;
+                }
+                shared.host.push(Job::Event(Event::Campaign { group: child }));
+                tokio::time::sleep(wait).await;
+            }
+        });
     }
 
     /// Removes this node's replica of a group, if it is this start of it and its log ends here. Repeating it is harmless.

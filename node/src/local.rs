@@ -8,6 +8,7 @@ use althing_api::keyspace::KeyspaceError;
 use althing_raft::ids::GroupId;
 use althing_raft::roster::{Footprint, ReadMode, Revisions};
 use althing_shard::{Done, Event, Refusal};
+use althing_store::codec::needs_stamp;
 use althing_store::ops::{KeyRange, OpError, Range, RangeResult, Revision, Txn};
 use althing_store::{CommandResult, Locks, StoreError, footprint};
 use bytes::Bytes;
@@ -107,11 +108,11 @@ impl Local {
     ///
     /// # Errors
     /// If the host refuses; what the state machine refuses is in the result.
-    pub async fn execute(
-        &self,
-        group: GroupId,
-        command: Bytes,
-    ) -> Result<(CommandResult, Timeline), KeyspaceError> {
+    pub async fn execute(&self, group: GroupId, command: Bytes) -> Result<(CommandResult, Timeline), KeyspaceError> {
+        if needs_stamp(&command) && self.store(group)?.sealed().is_some() {
+            // It would be refused when it is applied; and whoever waits for the end of a sealed shard's log would never see it.
+            return Err(OpError::Sealed.into());
+        }
         let _counted = self.shared.metrics.pending(group.0);
         let deadline = self.shared.deadline();
         let answer = self
@@ -172,7 +173,8 @@ impl Local {
         if terms.settled {
             self.resolve(group).await?;
         } else {
-            self.catch_up(group, footprint::read_txn(&txn), terms.serializable).await?;
+            self.catch_up(group, footprint::read_txn(&txn), terms.serializable)
+                .await?;
         }
         let read = elsewhere(move || store.read_txn_with(&txn, locks)).await?;
         Ok(match read.map_err(|error| broken(&error))? {

@@ -1,35 +1,35 @@
 //! One node from its first file to its last: boot, joining a cluster, graceful shutdown.
 
 use crate::admin;
+use crate::atlas::Atlas;
 use crate::calls::Calls;
 use crate::clients::{self, ARRIVALS_MAX};
 use crate::clock::Clock;
-use crate::config::Config;
-use crate::identity::{Identity, IdentityError, draw};
-use crate::atlas::Atlas;
 use crate::conductor::Conductor;
+use crate::config::Config;
 use crate::desk::Desk;
 use crate::endpoints::{self, Endpoints, Front};
+use crate::identity::{Identity, IdentityError, draw};
 use crate::keyspace::{Ground, RoutedKeyspace};
 use crate::lifecycle::Lifecycle;
 use crate::listener;
 use crate::local::Local;
-use crate::reach::Reach;
-use crate::sequencers::Sequencers;
-use crate::spread::Spread;
-use crate::stamps::Stamps;
 use crate::members::MemberInfo;
 use crate::peers::Peers;
+use crate::reach::Reach;
 use crate::ready;
 use crate::recover::RecoverError;
+use crate::sequencers::Sequencers;
 use crate::shared::{Inboxes, Shared};
 use crate::snapshot::Outgoing;
 use crate::space::Ballast;
+use crate::spread::Spread;
+use crate::stamps::Stamps;
 use crate::telemetry::{RequestObserver, Tracer};
-use crate::threads::{AbortOnPanic, die};
-use crate::threads::machine::Machine;
+use crate::threads::machine::{Birth, Machine};
 use crate::threads::net::{Net, threads_wanted};
 use crate::threads::wal::WalJob;
+use crate::threads::{AbortOnPanic, die};
 use crate::threads::{apply, checkpoint, host, wal};
 use crate::volume::{FoundGroup, Volume};
 use crate::waiters::Waiters;
@@ -567,9 +567,9 @@ fn thread(name: &str, run: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
 }
 
 /// Starts groups as they are cut off others.
-async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<GroupId>) {
-    while let Some(group) = born.recv().await {
-        if let Err(error) = lifecycle.born(group).await {
+async fn deliver_born(lifecycle: Arc<Lifecycle>, mut born: tokio::sync::mpsc::UnboundedReceiver<Birth>) {
+    while let Some(birth) = born.recv().await {
+        if let Err(error) = lifecycle.born(birth).await {
             die("a shard that was cut off cannot be started", &error);
         }
     }

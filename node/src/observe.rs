@@ -90,9 +90,7 @@ impl Observer {
             let rate = entries * 1_000 / u64::try_from(took.as_millis()).unwrap_or(u64::MAX).max(1);
             tracked.counted = (now, applied, rate);
         }
-        let size = tokio::task::block_in_place(|| store.size())
-            .inspect_err(|error| tracing::warn!(%group, %error, "the store does not say its size"))
-            .ok()?;
+        let size = store.rows_size();
         let soft = &view.raft.soft;
         let leads = soft.role == Role::Leader;
         if leads && group != GroupId::META {
@@ -108,7 +106,11 @@ impl Observer {
                 tracked.middle = Some((size.in_use, middle));
             }
         }
-        let middle = tracked.middle.as_ref().filter(|_| leads).and_then(|(_, middle)| middle.clone());
+        let middle = tracked
+            .middle
+            .as_ref()
+            .filter(|_| leads)
+            .and_then(|(_, middle)| middle.clone());
         let peers = view.raft.progress.iter().map(|peer| {
             let seen = PeerSeen {
                 matched: peer.matched,

@@ -159,38 +159,35 @@ pub async fn run(shared: Arc<Shared>, atlas: Arc<Atlas>, keyspace: Arc<RoutedKey
         let chart = atlas.chart();
         let readiness = match obstacle(&shared).or_else(|| unserved(&shared, &chart)) {
             Some(reason) => Readiness { ready: false, reason },
-            None => {
-                match probe(&shared, &chart, &mut caught_up).await
-                {
-                    Ok(()) => {
-                        wish_reads(&shared, &chart).await;
-                        match leaderless(&shared, &chart) {
-                            None => {
-                                failures = 0;
-                                Readiness {
-                                    ready: true,
-                                    reason: String::new(),
-                                }
-                            }
-                            Some(reason) => {
-                                failures += 1;
-                                Readiness {
-                                    ready: shared.readiness().ready && failures < FAILURES_MAX,
-                                    reason,
-                                }
+            None => match probe(&shared, &chart, &mut caught_up).await {
+                Ok(()) => {
+                    wish_reads(&shared, &chart).await;
+                    match leaderless(&shared, &chart) {
+                        None => {
+                            failures = 0;
+                            Readiness {
+                                ready: true,
+                                reason: String::new(),
                             }
                         }
-                    }
-                    Err(error) => {
-                        failures += 1;
-                        let reason = format!("a linearizable read is not answered: {error}");
-                        Readiness {
-                            ready: shared.readiness().ready && failures < FAILURES_MAX,
-                            reason,
+                        Some(reason) => {
+                            failures += 1;
+                            Readiness {
+                                ready: shared.readiness().ready && failures < FAILURES_MAX,
+                                reason,
+                            }
                         }
                     }
                 }
-            }
+                Err(error) => {
+                    failures += 1;
+                    let reason = format!("a linearizable read is not answered: {error}");
+                    Readiness {
+                        ready: shared.readiness().ready && failures < FAILURES_MAX,
+                        reason,
+                    }
+                }
+            },
         };
         let before = shared.set_readiness(readiness.clone());
         if before.ready != readiness.ready {

@@ -7,7 +7,6 @@ use althing_raft::io::Start;
 use althing_store::CHILD_BIRTH;
 use althing_wal::{GroupWrite, RecoveredGroup};
 
-
 /// What a group can start from: a log and a state that fit together.
 #[derive(Clone, Debug)]
 pub struct Found {
@@ -176,7 +175,10 @@ mod tests {
 
     #[test]
     fn a_state_within_the_log_starts_with_the_whole_log() {
-        let Ok(Some(Found { start, repair: None, .. })) = judge(GROUP, Some(log(5, 9)), applied(2, 7)) else {
+        let Ok(Some(Found {
+            start, repair: None, ..
+        })) = judge(GROUP, Some(log(5, 9)), applied(2, 7))
+        else {
             panic!()
         };
         assert_eq!(

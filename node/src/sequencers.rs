@@ -78,11 +78,7 @@ impl Sequencers {
         self.ask(group, |told| Ask::Above(above, told)).await.map(|_| ())
     }
 
-    async fn ask(
-        self: &Arc<Self>,
-        group: GroupId,
-        make: impl FnOnce(Told) -> Ask,
-    ) -> Result<Revision, KeyspaceError> {
+    async fn ask(self: &Arc<Self>, group: GroupId, make: impl FnOnce(Told) -> Ask) -> Result<Revision, KeyspaceError> {
         self.led_term(group)?;
         let (told, answer) = oneshot::channel();
         let seat = self.seat(group);
@@ -200,7 +196,11 @@ impl Sequencers {
             Some(found) => self.run(group, sequencer::raise(found, above)).await?,
             None => self.run(group, sequencer::start(above)).await?,
         };
-        if lifted { Ok(()) } else { Err(KeyspaceError::LeaderChanged) }
+        if lifted {
+            Ok(())
+        } else {
+            Err(KeyspaceError::LeaderChanged)
+        }
     }
 
     fn led_term(&self, group: GroupId) -> Result<Term, KeyspaceError> {

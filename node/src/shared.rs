@@ -231,13 +231,17 @@ impl Shared {
     #[must_use]
     pub fn is_voter(&self, group: GroupId) -> bool {
         let soft = self.soft.read().unwrap_or_else(PoisonError::into_inner);
-        soft.get(&group).is_some_and(|soft| soft.config.voters.contains(&self.me))
+        soft.get(&group)
+            .is_some_and(|soft| soft.config.voters.contains(&self.me))
     }
 
     /// Forgets what the host said of a group that left.
     pub(crate) fn forget_soft(&self, group: GroupId) {
         self.soft.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
-        self.durable.write().unwrap_or_else(PoisonError::into_inner).remove(&group);
+        self.durable
+            .write()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(&group);
     }
 
     /// The group's term, as the host last said it; 0 before it said anything.

@@ -108,14 +108,24 @@ impl Spread {
             group: sequencer.group,
             count,
         };
-        match self.reach.ask(sequencer.group, &sequencer.replicas, &ask, ASK_TIMEOUT).await? {
+        match self
+            .reach
+            .ask(sequencer.group, &sequencer.replicas, &ask, ASK_TIMEOUT)
+            .await?
+        {
             Reply::Stamp(revision) => Ok(revision),
             Reply::Answer(_) | Reply::Failure(_) | Reply::Control(_) => Err(KeyspaceError::Timeout),
         }
     }
 
     /// Writes on several shards at once. It is driven to its end also if the client goes away.
-    pub async fn write(self: &Arc<Self>, table: Arc<RouteTable>, parts: Parts, order: Order, end: Now) -> Result<(Revision, OpResult), Failure> {
+    pub async fn write(
+        self: &Arc<Self>,
+        table: Arc<RouteTable>,
+        parts: Parts,
+        order: Order,
+        end: Now,
+    ) -> Result<(Revision, OpResult), Failure> {
         let (told, answer) = oneshot::channel();
         let this = Arc::clone(self);
         tokio::spawn(async move { this.drive(table, parts, order, end, told).await });
@@ -217,7 +227,12 @@ impl Spread {
     }
 
     /// Reads at one revision, on as many shards as it takes.
-    pub async fn read(self: &Arc<Self>, table: &Arc<RouteTable>, parts: Parts, end: Now) -> Result<(Revision, OpResult), Failure> {
+    pub async fn read(
+        self: &Arc<Self>,
+        table: &Arc<RouteTable>,
+        parts: Parts,
+        end: Now,
+    ) -> Result<(Revision, OpResult), Failure> {
         let (mut read, mut out) = SnapshotRead::new(parts);
         let (inputs, mut happened) = mpsc::unbounded_channel();
         let mut clock = Beat::new(self.shared.clock, end);
@@ -399,15 +414,24 @@ impl Spread {
             nonce: txn.nonce,
             number: txn.number,
         };
-        matches!(ask_control(calls, txn.member, &control, ASK_TIMEOUT).await, Ok(Said::Done))
+        matches!(
+            ask_control(calls, txn.member, &control, ASK_TIMEOUT).await,
+            Ok(Said::Done)
+        )
     }
 
     fn recovering(&self) -> std::sync::MutexGuard<'_, BTreeSet<(TxnId, GroupId)>> {
-        self.recovering.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+        self.recovering
+            .lock()
+            .unwrap_or_else(std::sync::PoisonError::into_inner)
     }
 
     async fn propose_by(&self, chart: &Chart, propose: Propose) -> Answer {
-        let replicas = chart.state.shards.get(&propose.group).map(|shard| shard.replicas.clone());
+        let replicas = chart
+            .state
+            .shards
+            .get(&propose.group)
+            .map(|shard| shard.replicas.clone());
         self.propose_at(&replicas.unwrap_or_default(), propose).await
     }
 }

@@ -36,7 +36,11 @@ impl Stamps {
 
     /// Asks for revisions and tells the host.
     pub fn ask(&self, group: GroupId, ticket: Ticket, count: u32) {
-        let (shared, atlas, reach) = (Arc::clone(&self.shared), Arc::clone(&self.atlas), Arc::clone(&self.reach));
+        let (shared, atlas, reach) = (
+            Arc::clone(&self.shared),
+            Arc::clone(&self.atlas),
+            Arc::clone(&self.reach),
+        );
         self.runtime.spawn(async move {
             let chart = atlas.chart();
             let first = match chart.sequencer_of(group) {

@@ -1,4 +1,5 @@
 //! Real processes with a keyspace of several shards: it is cut and put together while it serves.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 mod support;
 
@@ -75,26 +76,37 @@ async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost(
     for number in 0..400 {
         nodes[0].put(&key(number), "0").await.unwrap();
     }
-    // Writers, each to its own keys through its own member, until they are told to stop.
+    // Writers, each to its own keys through its own member, until they are told to stop. What became of a write that failed nobody
+    // knows, now or later, so its key is not written again.
     let stop = Arc::new(AtomicBool::new(false));
     let written = Arc::new(AtomicU64::new(0));
     let writers: Vec<_> = (0..3_u64)
         .map(|writer| {
             let (nodes, stop, written) = (Arc::clone(&nodes), Arc::clone(&stop), Arc::clone(&written));
             tokio::spawn(async move {
-                let mut last: BTreeMap<u64, u64> = BTreeMap::new();
+                let mut last: BTreeMap<u64, Vec<u64>> = BTreeMap::new();
                 let (mut round, mut revision) = (0, 0);
+                let node = &nodes[usize::try_from(writer).unwrap()];
                 while !stop.load(Ordering::Relaxed) {
                     round += 1;
                     let number = writer + 3 * (round * 37 % 130);
-                    let node = &nodes[usize::try_from(writer).unwrap()];
-                    let at = node.put(&key(number), &round.to_string()).await.unwrap();
-                    assert!(at > revision, "revisions rise: {at} after {revision}");
-                    revision = at;
-                    last.insert(number, round);
-                    written.fetch_add(1, Ordering::Relaxed);
-                    let read = node.get(&key(number)).await.unwrap();
-                    assert_eq!(read.as_deref(), Some(round.to_string().as_str()));
+                    let known = last.entry(number).or_insert_with(|| vec![0]);
+                    if known.len() > 1 {
+                        continue;
+                    }
+                    match node.put(&key(number), &round.to_string()).await {
+                        Ok(at) => {
+                            assert!(at > revision, "revisions rise: {at} after {revision}");
+                            (revision, *known) = (at, vec![round]);
+                            written.fetch_add(1, Ordering::Relaxed);
+                            let read = node.get(&key(number)).await.unwrap();
+                            assert_eq!(read.as_deref(), Some(round.to_string().as_str()));
+                        }
+                        Err(status) => {
+                            assert_eq!(status.code(), tonic::Code::Unavailable, "{status}");
+                            known.push(round);
+                        }
+                    }
                 }
                 last
             })
@@ -103,17 +115,32 @@ async fn a_keyspace_is_cut_and_put_together_while_it_serves_and_nothing_is_lost(
     for shards in [4, 8, 3, 1] {
         let status = scale(&nodes, shards).await;
         let before = written.load(Ordering::Relaxed);
-        eprintln!("{shards} shards after {before} writes: {:?}", status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>());
+        eprintln!(
+            "{shards} shards after {before} writes: {:?}",
+            status.shards.iter().map(|shard| shard.keys).collect::<Vec<_>>()
+        );
     }
     stop.store(true, Ordering::Relaxed);
-    let mut expected: BTreeMap<String, String> = (0..400).map(|number| (key(number), "0".to_owned())).collect();
+    let mut expected: BTreeMap<String, Vec<u64>> = (0..400).map(|number| (key(number), vec![0])).collect();
     for writer in writers {
-        for (number, round) in writer.await.unwrap() {
-            expected.insert(key(number), round.to_string());
-        }
+        let last = writer.await.unwrap();
+        expected.extend(last.into_iter().map(|(number, known)| (key(number), known)));
+    }
+    let unknown = expected.values().filter(|known| known.len() > 1).count();
+    eprintln!("{} writes, of {unknown} nobody knows", written.load(Ordering::Relaxed));
+    assert!(unknown < 20, "{unknown} writes failed");
+    let (first, _) = all(&nodes[0], 0).await;
+    assert_eq!(first.len(), expected.len());
+    for (key, value) in &first {
+        let value: u64 = value.parse().unwrap();
+        assert!(
+            expected[key].contains(&value),
+            "{key}: {value}, not one of {:?}",
+            expected[key]
+        );
     }
     for node in nodes.iter() {
-        assert_eq!(all(node, 0).await.0, expected, "{}", node.name);
+        assert_eq!(all(node, 0).await.0, first, "{}", node.name);
     }
 }
 
@@ -147,7 +174,12 @@ async fn transactions_ranges_and_compactions_go_over_shards_as_over_one() {
     assert!(at > revision);
     for node in &nodes {
         for number in [0, 150, 299] {
-            assert_eq!(node.get(&key(number)).await.unwrap().as_deref(), Some("b"), "{}", node.name);
+            assert_eq!(
+                node.get(&key(number)).await.unwrap().as_deref(),
+                Some("b"),
+                "{}",
+                node.name
+            );
         }
     }
     let failed = nodes[0].kv().await.txn(txn("c")).await.unwrap().into_inner();
@@ -172,7 +204,6 @@ async fn transactions_ranges_and_compactions_go_over_shards_as_over_one() {
         key: key(100).into(),
         range_end: key(200).into(),
         prev_kv: true,
-        ..DeleteRangeRequest::default()
     };
     let deleted = nodes[2].kv().await.delete_range(delete).await.unwrap().into_inner();
     assert_eq!((deleted.deleted, deleted.prev_kvs.len()), (100, 100));

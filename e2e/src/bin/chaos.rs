@@ -29,6 +29,9 @@ struct Cli {
     /// Seed of the faults, decimal or 0x...; drawn if it is not given.
     #[arg(long, value_parser = parse_seed)]
     seed: Option<u64>,
+    /// Ask for so many shards, and for other numbers up to that now and then.
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=64))]
+    shards: Option<u32>,
     /// Flag for every member, as --read-mode=roster-lease; may be given several times.
     #[arg(long = "member-flag", value_name = "FLAG", allow_hyphen_values = true)]
     member_flags: Vec<String>,
@@ -81,6 +84,9 @@ fn run(cli: Cli) -> althing_e2e::Result<ExitCode> {
     let seed = cli.seed.unwrap_or_else(random_seed);
     let mut options = Options::drawn(program, cli.nodes, Duration::from_secs(cli.seconds), seed, abilities);
     options.flags = cli.member_flags;
+    if let Some(shards) = cli.shards {
+        options = options.with_shards(shards);
+    }
     eprintln!(
         "seed {seed:#x}: {} faults in {} s",
         options.plan.faults.len(),

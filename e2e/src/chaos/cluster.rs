@@ -35,6 +35,10 @@ const BLOCKS: u8 = 12;
 const LOOK_LIMIT: Duration = Duration::from_millis(500);
 /// How long it may take until all members are in, and until all serve again in the end. The machine may be busy with builds.
 const PATIENCE: Duration = Duration::from_secs(90);
+/// The group that holds the map, and the members.
+const META: u64 = 0;
+/// The shard that the clients' keyspace begins as, and that its left end stays.
+const FIRST_SHARD: u64 = 1;
 /// The cluster's id; nobody else is there to confuse it with.
 const CLUSTER: &str = "00000000000000c1";
 
@@ -128,7 +132,7 @@ impl Cluster {
             };
             // What the answer of a change was does not matter: what the leader's list says then does.
             let member_of = |change: &dyn Fn(&AdminClient), voter: bool| -> std::result::Result<(), String> {
-                let leader = &self.admins[self.leader().ok_or("nobody leads")?.0];
+                let leader = &self.admins[self.leader_of(META).ok_or("nobody leads")?.0];
                 change(leader);
                 let list = self.ask(leader.members())?;
                 let found = list
@@ -185,12 +189,19 @@ impl Cluster {
         (0..self.members.len()).map(MemberIndex)
     }
 
-    /// Who leads in the newest term, among those that answer.
+    /// Who leads the first shard of the clients' keyspace in the newest term, among those that answer.
     pub(crate) fn leader(&self) -> Option<MemberIndex> {
+        self.leader_of(FIRST_SHARD)
+    }
+
+    fn leader_of(&self, group: u64) -> Option<MemberIndex> {
         self.all()
             .filter_map(|member| {
                 let status = self.look(member)?;
-                let shard = status.shards.iter().find(|shard| shard.role == "Leader")?;
+                let shard = status
+                    .shards
+                    .iter()
+                    .find(|shard| shard.id == group && shard.role == "Leader")?;
                 Some((shard.term, member))
             })
             .max()
@@ -217,6 +228,15 @@ impl Cluster {
     /// # Errors
     /// If one does not come back, or holds something else.
     pub(crate) fn agree(&mut self, now: Duration) -> std::result::Result<i64, String> {
+        self.all_serve(now)?;
+        self.runtime.block_on(self.same())
+    }
+
+    /// Waits until every member serves.
+    ///
+    /// # Errors
+    /// If one does not come back.
+    pub(crate) fn all_serve(&mut self, now: Duration) -> std::result::Result<(), String> {
         for member in self.all() {
             let serves = wait_until("every member serves again", PATIENCE, || {
                 let state = &mut self.members[member.0];
@@ -230,28 +250,61 @@ impl Cluster {
                 return Err(format!("{} has ended", self.members[member.0].name));
             }
         }
-        self.runtime.block_on(async {
-            let (revision, _) = range(&self.members[0].client_url(), None).await?;
-            let mut first: Option<Vec<KeyValue>> = None;
-            for member in &self.members {
-                let (_, all) = range(&member.client_url(), Some(revision)).await?;
-                match &first {
-                    None => first = Some(all),
-                    Some(first) => compare(first, &all).map_err(|difference| {
-                        format!(
-                            "{} and {} differ at revision {revision}: {difference}",
-                            self.members[0].name, member.name
-                        )
-                    })?,
+        Ok(())
+    }
+
+    async fn same(&self) -> std::result::Result<i64, String> {
+        let (revision, all) = range(&self.members[0].client_url(), Look::Newest).await?;
+        for member in &self.members {
+            let (_, its) = range(&member.client_url(), Look::At(revision)).await?;
+            compare(&all, &its).map_err(|difference| {
+                format!(
+                    "{} and {} differ at revision {revision}: {difference}",
+                    self.members[0].name, member.name
+                )
+            })?;
+        }
+        Ok(revision)
+    }
+
+    /// As [`Cluster::agree`], of several shards, of which none need reach the revision of another: compares what every member has at
+    /// last. Only without writes under way.
+    ///
+    /// # Errors
+    /// If they do not come to hold the same.
+    pub(crate) fn agree_at_last(&self) -> std::result::Result<i64, String> {
+        let agree = wait_until("all members hold the same", PATIENCE, || {
+            self.runtime.block_on(async {
+                let (revision, all) = range(&self.members[0].client_url(), Look::Newest).await?;
+                for member in &self.members {
+                    let (_, its) = range(&member.client_url(), Look::Own).await?;
+                    compare(&all, &its).map_err(|difference| format!("{}: {difference}", member.name))?;
                 }
-            }
-            Ok(revision)
-        })
+                Ok(revision)
+            })
+        });
+        agree.map_err(|error| error.to_string())
+    }
+
+    /// Everybody's admin API.
+    pub(super) fn admin_urls(&self) -> Vec<String> {
+        self.members.iter().map(Member::admin_url).collect()
     }
 }
 
-/// All that a member holds: newest and linearizable, or at a revision and without asking anybody else.
-async fn range(url: &str, revision: Option<i64>) -> std::result::Result<(i64, Vec<KeyValue>), String> {
+/// What is looked at.
+#[derive(Debug, Clone, Copy)]
+enum Look {
+    /// The newest that there is, linearizable.
+    Newest,
+    /// At a revision, without asking anybody else.
+    At(i64),
+    /// Whatever this member has.
+    Own,
+}
+
+/// All that a member holds.
+async fn range(url: &str, look: Look) -> std::result::Result<(i64, Vec<KeyValue>), String> {
     let deadline = Instant::now() + PATIENCE;
     let endpoint = Endpoint::from_shared(url.to_owned()).map_err(|error| error.to_string())?;
     // etcd's way to say "every key".
@@ -259,8 +312,14 @@ async fn range(url: &str, revision: Option<i64>) -> std::result::Result<(i64, Ve
     let request = RangeRequest {
         key: everything.clone(),
         range_end: everything,
-        revision: revision.unwrap_or_default(),
-        serializable: revision.is_some(),
+        revision: match look {
+            Look::At(revision) => revision,
+            Look::Newest | Look::Own => 0,
+        },
+        serializable: match look {
+            Look::Newest => false,
+            Look::At(_) | Look::Own => true,
+        },
         ..RangeRequest::default()
     };
     loop {

@@ -8,6 +8,7 @@
 mod clock;
 pub(crate) mod cluster;
 pub mod fault;
+mod layouts;
 pub(crate) mod member;
 mod nemesis;
 pub mod plan;
@@ -23,6 +24,8 @@ use std::time::Duration;
 
 use cluster::Cluster;
 pub use cluster::MEMBERS;
+pub use layouts::Laid;
+use layouts::Layouts;
 pub use member::Exit;
 use nemesis::Nemesis;
 pub use nemesis::Struck;
@@ -60,6 +63,8 @@ pub struct Options {
     pub plan: FaultPlan,
     /// The seed that the plan was drawn from; `None` if it was made by hand.
     pub seed: Option<u64>,
+    /// The most shards that the plan wishes for, if it does for any.
+    pub shards: Option<u32>,
     /// What the members are given beside the plain program.
     pub abilities: Abilities,
     /// How clients read; anything but linearizable is there to be found out.
@@ -75,9 +80,18 @@ impl Options {
             members,
             plan: plan::draw(seed, members, length, abilities),
             seed: Some(seed),
+            shards: None,
             abilities,
             reads: Reads::Linearizable,
         }
+    }
+
+    /// With wishes for at most so many shards, of the same seed.
+    #[must_use]
+    pub fn with_shards(mut self, shards: u32) -> Self {
+        self.plan.layouts = plan::draw_layouts(self.seed.unwrap_or_default(), shards, self.plan.end);
+        self.shards = Some(shards);
+        self
     }
 }
 
@@ -115,28 +129,43 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
         options.abilities,
     )?;
     let endpoints: Vec<_> = cluster.members.iter().map(member::Member::client_url).collect();
+    let plan = match options.shards {
+        None => Plan {
+            clients: CLIENTS_PER_MEMBER * u32::try_from(options.members).unwrap_or(u32::MAX),
+            keys: KEYS,
+            period: PERIOD,
+            mix: Mix::Everything,
+            ..Plan::new(endpoints)
+        },
+        Some(_) => Plan::spread(endpoints),
+    };
     let workload = Workload::start(Plan {
-        clients: CLIENTS_PER_MEMBER * u32::try_from(options.members).unwrap_or(u32::MAX),
-        keys: KEYS,
-        period: PERIOD,
         request_timeout: REQUEST_TIMEOUT,
-        mix: Mix::Everything,
         reads: options.reads,
         attach: Attach::Stay,
         key_life: KEY_LIFE,
         value_bytes: VALUE_BYTES,
-        ..Plan::new(endpoints)
+        ..plan
     })?;
+    let layouts = Layouts::start(&cluster.admin_urls(), options.plan.layouts.clone(), workload.begun())?;
     let struck = Nemesis::new(&mut cluster, &workload, say).run(&options.plan)?;
     let ended = workload.elapsed();
     // Before the last reads: they are to find members that serve, and their words are better than a read's that failed.
-    let agreement = cluster.agree(ended);
+    let mut agreement = match options.shards {
+        None => cluster.agree(ended),
+        Some(_) => cluster.all_serve(ended).map(|()| 0),
+    };
+    let (laid, reached) = layouts.finish();
+    agreement = agreement.and_then(|revision| reached.map(|()| revision));
     let summary = match &agreement {
         Ok(_) => workload.stop(),
         Err(_) => workload.stop_without_last_look(),
     }?;
     // Once more without writes under way.
-    let agreement = agreement.and_then(|_| cluster.agree(ended));
+    let agreement = agreement.and_then(|_| match options.shards {
+        None => cluster.agree(ended),
+        Some(_) => cluster.agree_at_last(),
+    });
     Ok(Report {
         seed: options.seed,
         members: options.members,
@@ -144,6 +173,8 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
         abilities: options.abilities,
         flags: options.flags.clone(),
         struck,
+        shards: options.shards,
+        laid,
         summary,
         agreement,
         exits: cluster

@@ -16,6 +16,10 @@ const CALM: Duration = Duration::from_secs(3);
 const PAUSE_MS: (u64, u64) = (1500, 3000);
 /// Time at the end without faults.
 pub const TAIL: Duration = Duration::from_secs(4);
+/// From one wish for shards to the next: some are reached before, some are not.
+const LAYOUT_MS: (u64, u64) = (8000, 25_000);
+/// Time for the last of them.
+const LAYOUT_TAIL: Duration = Duration::from_secs(8);
 /// In a thousand faults so many have a second one within.
 const OVERLAP_PER_MILLE: u64 = 400;
 
@@ -33,8 +37,19 @@ pub struct Abilities {
 pub struct FaultPlan {
     /// In the order of their begin.
     pub faults: Vec<Planned>,
+    /// How many shards the keyspace shall have, from when on; in order. Empty: nobody asks for any.
+    pub layouts: Vec<Layout>,
     /// When the clients stop.
     pub end: Duration,
+}
+
+/// A wish for shards.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Layout {
+    /// When it is made known.
+    pub at: Duration,
+    /// How many.
+    pub shards: u32,
 }
 
 /// The faults of `length` for so many members.
@@ -68,7 +83,27 @@ pub fn draw(seed: u64, members: usize, length: Duration, abilities: Abilities) -
         faults.extend(second);
         at = until + ms(rng.between(PAUSE_MS.0, PAUSE_MS.1));
     }
-    FaultPlan { faults, end: length }
+    FaultPlan {
+        faults,
+        layouts: Vec::new(),
+        end: length,
+    }
+}
+
+/// Wishes for at most so many shards: first for all of them, then for other numbers, faults or not.
+pub fn draw_layouts(seed: u64, shards: u32, length: Duration) -> Vec<Layout> {
+    let mut rng = Rng::split(seed, "layouts", u64::from(shards));
+    let mut layouts = Vec::new();
+    let (mut at, mut now) = (CALM, shards);
+    while at + LAYOUT_TAIL <= length {
+        layouts.push(Layout { at, shards: now });
+        at += ms(rng.between(LAYOUT_MS.0, LAYOUT_MS.1));
+        // Another one than the present; where there is only one, it is asked for again.
+        let others = u64::from(shards.saturating_sub(1)).max(1);
+        let other = 1 + u32::try_from(rng.below(others)).unwrap_or(0);
+        now = if other >= now && shards > 1 { other + 1 } else { other };
+    }
+    layouts
 }
 
 /// A fault within another, if chance finds one that fits.
@@ -303,6 +338,25 @@ mod tests {
         assert!(kinds.len() >= 19, "{kinds:?}");
         let within = plan.faults.windows(2).filter(|pair| pair[1].at < pair[0].until).count();
         assert!(within > 3, "{within}");
+    }
+
+    #[test]
+    fn wishes_for_shards_begin_with_all_and_differ_from_one_to_the_next() {
+        for seed in 0..100 {
+            let layouts = draw_layouts(seed, 8, Duration::from_secs(120));
+            assert_eq!(layouts[0].shards, 8);
+            assert!(layouts.len() >= 4, "{layouts:?}");
+            assert!(
+                layouts.iter().all(|layout| (1..=8).contains(&layout.shards)),
+                "{layouts:?}"
+            );
+            assert!(
+                layouts.windows(2).all(|pair| pair[0].shards != pair[1].shards),
+                "{layouts:?}"
+            );
+        }
+        let one = draw_layouts(1, 1, Duration::from_secs(60));
+        assert!(one.iter().all(|layout| layout.shards == 1), "{one:?}");
     }
 
     #[test]

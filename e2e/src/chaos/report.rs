@@ -8,6 +8,7 @@ use std::time::Duration;
 use althing_sim::History;
 
 use super::fault::Kind;
+use super::layouts::Laid;
 use super::member::Exit;
 use super::nemesis::Struck;
 use super::plan::Abilities;
@@ -35,6 +36,10 @@ pub struct Report {
     pub flags: Vec<String>,
     /// The faults.
     pub struck: Vec<Struck>,
+    /// The most shards that were asked for, if any were.
+    pub shards: Option<u32>,
+    /// What became of each wish for shards.
+    pub laid: Vec<Laid>,
     /// What clients saw.
     pub summary: Summary,
     /// Whether all members held the same in the end, at which revision.
@@ -117,9 +122,11 @@ impl Report {
         let seed = self.seed?;
         let flags = self.flags.iter().map(|flag| format!(" --member-flag={flag}"));
         Some(format!(
-            "cargo xtask chaos --nodes {} --seconds {} --seed {seed:#x}{}{}{}",
+            "cargo xtask chaos --nodes {} --seconds {} --seed {seed:#x}{}{}{}{}",
             self.members,
             self.length.as_secs(),
+            self.shards
+                .map_or_else(String::new, |shards| format!(" --shards {shards}")),
             if volumes { "" } else { " --without-volumes" },
             if clocks { "" } else { " --without-clocks" },
             flags.collect::<String>(),
@@ -235,6 +242,15 @@ impl fmt::Display for Report {
                 seconds(row.gap_max),
                 seconds(row.recovery_max)
             )?;
+        }
+        for laid in &self.laid {
+            writeln!(f, "{laid}")?;
+        }
+        if self.shards.is_some() {
+            writeln!(f, "largest write gap of each key:")?;
+            for (number, gap) in self.summary.write_gaps() {
+                writeln!(f, "  key {number:>2}  {gap}")?;
+            }
         }
         let full = self.exits.iter().filter(|(_, exit)| exit.disk_full).count();
         if full > 0 {

@@ -9,8 +9,9 @@ use althing_api::pb::etcdserverpb::{
     Compare, DeleteRangeRequest, PutRequest, RangeRequest, RangeResponse, RequestOp, ResponseHeader, TxnRequest,
     request_op, response_op,
 };
+use althing_api::pb::mvccpb::KeyValue;
 use althing_sim::history::Expect;
-use althing_sim::{ClientId, Op, Outcome, Reply, Seen};
+use althing_sim::{CallId, ClientId, Op, Outcome, Reply, Seen};
 use bytes::Bytes;
 use tokio::sync::watch;
 use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
@@ -62,7 +63,11 @@ impl Client {
             };
             // Connecting is no operation: a request that never left has no place in the history.
             if self.connection.connect().await.is_ok() {
-                self.operate(mix, kind, number).await;
+                match kind {
+                    Kind::Put | Kind::Get | Kind::Delete | Kind::Swap => self.operate(mix, kind, number).await,
+                    Kind::SwapTwo => self.swap_two(number).await,
+                    Kind::Range => self.range(number).await,
+                }
             }
         }
     }
@@ -75,13 +80,8 @@ impl Client {
             Kind::Get => Op::Get { key },
             Kind::Put => Op::Put { key, value },
             Kind::Delete => Op::Delete { key },
-            Kind::Swap => {
-                let expect = match self.revisions.get(&key) {
-                    Some(revision) => Expect::ModRevision(*revision),
-                    None => Expect::Absent,
-                };
-                Op::CompareAndSwap { key, expect, value }
-            }
+            Kind::Swap => self.swap(key, value),
+            Kind::SwapTwo | Kind::Range => unreachable!("invariant: they are not about a single key"),
         };
         let call = self.log.record(|log, now| log.invoke(self.id, op.clone(), now));
         let outcome = match self.connection.execute(&op).await {
@@ -96,6 +96,79 @@ impl Client {
             Err(status) => outcome_of_failed_write(&status),
         };
         self.log.record(|log, now| log.complete(call, outcome, now));
+    }
+
+    fn swap(&self, key: String, value: String) -> Op {
+        let expect = match self.revisions.get(&key) {
+            Some(revision) => Expect::ModRevision(*revision),
+            None => Expect::Absent,
+        };
+        Op::CompareAndSwap { key, expect, value }
+    }
+
+    /// One transaction over two keys: both are written, or both are read.
+    async fn swap_two(&mut self, number: u32) {
+        let elapsed = self.log.begun.elapsed();
+        let keys = operation::keys(Kind::SwapTwo, &self.plan, &self.prefix, self.id, number, elapsed);
+        let value = format!("{}-{number}", self.id);
+        let ops: Vec<Op> = keys.iter().map(|key| self.swap(key.clone(), value.clone())).collect();
+        let calls = self.invoke(&ops);
+        let answer = self.connection.swap_all(&ops).await;
+        match answer {
+            Ok(Swapping::Done { revision }) => {
+                let reply = Reply::Swapped { revision };
+                keys.iter().for_each(|key| self.remember(key, &reply));
+                self.complete(&calls, |_| Outcome::Ok { reply: reply.clone() });
+            }
+            Ok(Swapping::NotDone { revision, seen }) => {
+                self.log.record(|log, _| {
+                    for (call, key) in calls.iter().zip(&keys) {
+                        log.was(*call, Op::Get { key: key.clone() });
+                    }
+                });
+                self.saw(&calls, &keys, revision, &seen);
+            }
+            Err(status) => self.complete(&calls, |_| outcome_of_failed_write(&status)),
+        }
+    }
+
+    /// One range over several keys, of which each is read at its revision.
+    async fn range(&mut self, number: u32) {
+        let elapsed = self.log.begun.elapsed();
+        let keys = operation::keys(Kind::Range, &self.plan, &self.prefix, self.id, number, elapsed);
+        let ops: Vec<Op> = keys.iter().map(|key| Op::Get { key: key.clone() }).collect();
+        let calls = self.invoke(&ops);
+        match self.connection.get_all(&keys).await {
+            Ok((revision, seen)) => self.saw(&calls, &keys, revision, &seen),
+            Err(status) => self.complete(&calls, |_| Outcome::Failed {
+                error: status.to_string(),
+            }),
+        }
+    }
+
+    fn invoke(&self, ops: &[Op]) -> Vec<CallId> {
+        let id = self.id;
+        self.log
+            .record(|log, now| ops.iter().map(|op| log.invoke(id, op.clone(), now)).collect())
+    }
+
+    fn complete(&self, calls: &[CallId], outcome: impl Fn(usize) -> Outcome) {
+        self.log.record(|log, now| {
+            for (at, call) in calls.iter().enumerate() {
+                log.complete(*call, outcome(at), now);
+            }
+        });
+    }
+
+    fn saw(&mut self, calls: &[CallId], keys: &[String], revision: i64, seen: &[Option<Seen>]) {
+        let reply = |at: usize| Reply::Get {
+            revision,
+            seen: seen[at].clone(),
+        };
+        for (at, key) in keys.iter().enumerate() {
+            self.remember(key, &reply(at));
+        }
+        self.complete(calls, |at| Outcome::Ok { reply: reply(at) });
     }
 
     fn remember(&mut self, key: &str, reply: &Reply) {
@@ -123,6 +196,14 @@ fn outcome_of_failed_write(status: &Status) -> Outcome {
     } else {
         Outcome::Unknown { error }
     }
+}
+
+/// What became of a transaction over several keys.
+enum Swapping {
+    /// All were written, at this revision.
+    Done { revision: i64 },
+    /// None was written; what each was, in the order of the question.
+    NotDone { revision: i64, seen: Vec<Option<Seen>> },
 }
 
 /// A connection to one of several endpoints. A failed request closes it; whom the next one asks is the plan's choice.
@@ -228,10 +309,64 @@ impl Connection {
                         | response_op::Response::ResponseDeleteRange(_)
                         | response_op::Response::ResponseTxn(_),
                     )
-                    | None => Err(Status::internal("the answer is not that of the branch that ran")),
+                    | None => Err(not_of_its_branch()),
                 }
             }
         }
+    }
+
+    /// One transaction: if all comparisons hold, all are written, else all are read.
+    async fn swap_all(&mut self, ops: &[Op]) -> Result<Swapping, Status> {
+        let mut request = TxnRequest::default();
+        for op in ops {
+            let Op::CompareAndSwap { key, expect, value } = op else {
+                unreachable!("invariant: it is made of swaps");
+            };
+            request.compare.push(compare(key, expect));
+            let put = request_op::Request::RequestPut(self.put_of(key, value));
+            request.success.push(operation_of(put));
+            let read = request_op::Request::RequestRange(range_of(key, Reads::Linearizable));
+            request.failure.push(operation_of(read));
+        }
+        let mut client = self.connect().await?;
+        let answer = self.answered(client.txn(request)).await?;
+        let revision = revision(answer.header)?;
+        if answer.succeeded {
+            return Ok(Swapping::Done { revision });
+        }
+        let ranges = answer.responses.into_iter().map(|answer| match answer.response {
+            Some(response_op::Response::ResponseRange(range)) => Ok(seen(&range)),
+            Some(
+                response_op::Response::ResponsePut(_)
+                | response_op::Response::ResponseDeleteRange(_)
+                | response_op::Response::ResponseTxn(_),
+            )
+            | None => Err(not_of_its_branch()),
+        });
+        let seen = ranges.collect::<Result<Vec<_>, _>>()?;
+        if seen.len() == ops.len() {
+            Ok(Swapping::NotDone { revision, seen })
+        } else {
+            Err(not_of_its_branch())
+        }
+    }
+
+    /// The header's revision of a range from the first of these keys to the last one, and what each of them is.
+    async fn get_all(&mut self, keys: &[String]) -> Result<(i64, Vec<Option<Seen>>), Status> {
+        let (Some(first), Some(last)) = (keys.first(), keys.last()) else {
+            return Err(Status::invalid_argument("a range of no keys"));
+        };
+        let mut end = last.clone();
+        end.push('\0');
+        let request = RangeRequest {
+            range_end: bytes_of(&end),
+            ..range_of(first, self.reads)
+        };
+        let mut client = self.connect().await?;
+        let answer = self.answered(client.range(request)).await?;
+        let found = |key: &String| answer.kvs.iter().find(|kv| kv.key == key.as_bytes()).map(seen_in);
+        let seen = keys.iter().map(found).collect();
+        Ok((revision(answer.header)?, seen))
     }
 
     /// The header's revision, and the key if it exists.
@@ -304,11 +439,19 @@ fn compare(key: &str, expect: &Expect) -> Compare {
 }
 
 fn seen(answer: &RangeResponse) -> Option<Seen> {
-    answer.kvs.first().map(|kv| Seen {
+    answer.kvs.first().map(seen_in)
+}
+
+fn seen_in(kv: &KeyValue) -> Seen {
+    Seen {
         value: String::from_utf8_lossy(&kv.value).trim_end_matches(FILLER).to_owned(),
         mod_revision: kv.mod_revision,
         version: kv.version,
-    })
+    }
+}
+
+fn not_of_its_branch() -> Status {
+    Status::internal("the answer is not that of the branch that ran")
 }
 
 fn no_answer(limit: Duration) -> Status {

@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use althing_sim::{ClientId, Recorder};
+use althing_sim::{ClientId, Recorder, lin};
 use tokio::sync::watch;
 
 use crate::error::{Error, Result};
@@ -54,6 +54,8 @@ pub struct Plan {
     pub key_life: Duration,
     /// Values are filled up to so many bytes on the way to the server; the history holds what is unique of them.
     pub value_bytes: usize,
+    /// What the judge allows.
+    pub judge: lin::Options,
 }
 
 /// The share of each kind of request.
@@ -70,6 +72,9 @@ pub enum Mix {
         /// Puts in a thousand requests.
         writes_per_mille: u16,
     },
+    /// As [`Mix::Everything`], but every client has two keys of its own, next to each other, so that one shard's trouble is not
+    /// every client's; and every fifth client asks for several keys at a time, anywhere: transactions over two keys, and ranges.
+    Spread,
     /// No requests.
     Nothing,
 }
@@ -106,6 +111,22 @@ impl Plan {
             attach: Attach::FailOver,
             key_life: KEY_LIFE,
             value_bytes: 0,
+            judge: lin::Options::default(),
+        }
+    }
+
+    /// Twenty clients over sixteen keys, of which each is one client's neighbourhood: for keyspaces of several shards.
+    pub fn spread(endpoints: impl IntoIterator<Item = String>) -> Self {
+        Self {
+            clients: 20,
+            keys: 16,
+            period: Duration::from_millis(100),
+            mix: Mix::Spread,
+            judge: lin::Options {
+                revisions_of_shards: true,
+                ..lin::Options::default()
+            },
+            ..Self::new(endpoints)
         }
     }
 }
@@ -181,6 +202,11 @@ impl Workload {
     /// Time since the clients started, in the history's clock.
     pub fn elapsed(&self) -> Duration {
         self.log.begun.elapsed()
+    }
+
+    /// When the clients started.
+    pub fn begun(&self) -> Instant {
+        self.log.begun
     }
 
     /// What clients ask for from their next request on.
@@ -287,7 +313,11 @@ async fn run(plan: Plan, log: Log, told: watch::Receiver<Orders>) -> Result<Summ
         Go::On | Go::StopAndLook => Some(read_all(&plan, &keys).await?),
         Go::Stop => None,
     };
-    Ok(Summary { history, last_seen })
+    Ok(Summary {
+        history,
+        last_seen,
+        judge: plan.judge,
+    })
 }
 
 async fn read_all(plan: &Plan, keys: &BTreeSet<&str>) -> Result<BTreeMap<String, althing_sim::Seen>> {

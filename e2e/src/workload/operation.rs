@@ -15,7 +15,18 @@ pub(super) enum Kind {
     Delete,
     /// Compare-and-swap on the revision that the client saw last.
     Swap,
+    /// The same of two keys at once.
+    SwapTwo,
+    /// All keys from one to another.
+    Range,
 }
+
+/// Of so many clients one asks for several keys at a time, see [`Mix::Spread`].
+const WIDE_EVERY: u32 = 5;
+/// Keys that one client works on, next to each other.
+const KEYS_AT_HOME: u64 = 2;
+/// Most keys that one range covers.
+const KEYS_PER_RANGE: u64 = 6;
 
 /// What client `id` asks for as its request number `number`; `None`: it waits for its next turn.
 pub(super) fn kind(share: Mix, plan: &Plan, id: ClientId, number: u32) -> Option<Kind> {
@@ -34,6 +45,12 @@ pub(super) fn kind(share: Mix, plan: &Plan, id: ClientId, number: u32) -> Option
             7 => Kind::Delete,
             8.. => Kind::Swap,
         }),
+        Mix::Spread if is_wide(id) => Some(if chance(id, number).is_multiple_of(2) {
+            Kind::SwapTwo
+        } else {
+            Kind::Range
+        }),
+        Mix::Spread => kind(Mix::Everything, plan, id, number),
         Mix::Fill => (filled(plan, id, number) < u64::from(plan.keys)).then_some(Kind::Put),
         Mix::Reads { writes_per_mille } => Some(if chance(id, number) % 1000 < u64::from(writes_per_mille) {
             Kind::Put
@@ -47,15 +64,52 @@ pub(super) fn kind(share: Mix, plan: &Plan, id: ClientId, number: u32) -> Option
 /// The key of that request after `elapsed`. Clients walk the keys from different starts, so that they meet at every key; or they fill
 /// them, each its share; or they choose any.
 pub(super) fn key(share: Mix, plan: &Plan, prefix: &str, id: ClientId, number: u32, elapsed: Duration) -> String {
-    let set = elapsed.as_millis() / plan.key_life.as_millis().max(1);
     let keys = u64::from(plan.keys);
     let key = match share {
         Mix::PutsAndGets | Mix::Everything | Mix::Nothing => u64::from(number.wrapping_add(id.0)) % keys,
         Mix::Fill => filled(plan, id, number) % keys,
         // Drawn once more: the first draw has decided the kind.
         Mix::Reads { .. } => mix(chance(id, number)) % keys,
+        Mix::Spread => {
+            let narrow = u64::from(id.0 - id.0 / WIDE_EVERY);
+            (narrow * KEYS_AT_HOME + u64::from(number) % KEYS_AT_HOME) % keys
+        }
     };
-    format!("{prefix}/{set}/{key}")
+    name(plan, prefix, key, elapsed)
+}
+
+/// The keys of a request for several: ascending, and next to each other where they make a range.
+pub(super) fn keys(kind: Kind, plan: &Plan, prefix: &str, id: ClientId, number: u32, elapsed: Duration) -> Vec<String> {
+    let keys = u64::from(plan.keys);
+    // Drawn once more, for the same reason.
+    let draw = mix(chance(id, number));
+    let (first, more) = (draw % keys, draw >> 32);
+    let mut chosen = match kind {
+        Kind::Range => (first..=first + 1 + more % (KEYS_PER_RANGE - 1))
+            .take_while(|key| *key < keys)
+            .collect(),
+        Kind::SwapTwo => vec![first, (first + 1 + more % (keys - 1).max(1)) % keys],
+        Kind::Put | Kind::Get | Kind::Delete | Kind::Swap => vec![first],
+    };
+    chosen.sort_unstable();
+    chosen.dedup();
+    chosen.into_iter().map(|key| name(plan, prefix, key, elapsed)).collect()
+}
+
+/// Whether a client asks for several keys at a time in [`Mix::Spread`].
+fn is_wide(id: ClientId) -> bool {
+    id.0 % WIDE_EVERY == WIDE_EVERY - 1
+}
+
+/// Key number first, then the set: so that all keys under use at one time are spread over all that were ever used.
+fn name(plan: &Plan, prefix: &str, key: u64, elapsed: Duration) -> String {
+    let set = elapsed.as_millis() / plan.key_life.as_millis().max(1);
+    format!("{prefix}/{key:02}/{set}")
+}
+
+/// The number of a key that [`key`] or [`keys`] named.
+pub(super) fn number_of(key: &str) -> Option<u32> {
+    key.rsplit('/').nth(1)?.parse().ok()
 }
 
 fn chance(id: ClientId, number: u32) -> u64 {
@@ -103,9 +157,45 @@ mod tests {
             let elapsed = Duration::from_secs(seconds);
             key(Mix::Everything, &plan, "/w", ClientId(id), number, elapsed)
         };
-        assert_eq!(at(0, 0, 0), "/w/0/0");
+        assert_eq!(at(0, 0, 0), "/w/00/0");
         assert_eq!(at(0, 1, 0), at(1, 0, 9));
-        assert_eq!(at(1, 1, 10), "/w/1/0");
+        assert_eq!(at(1, 1, 10), "/w/00/1");
+        assert_eq!(number_of("/w/07/1"), Some(7));
+    }
+
+    #[test]
+    fn spread_clients_have_their_own_keys_and_every_fifth_asks_for_several() {
+        let plan = Plan {
+            clients: 20,
+            keys: 16,
+            mix: Mix::Spread,
+            ..Plan::new(["http://127.0.0.1:1".to_owned()])
+        };
+        let mut clients: std::collections::BTreeMap<String, std::collections::BTreeSet<u32>> = Default::default();
+        for id in (0..plan.clients).map(ClientId) {
+            for number in 0..50 {
+                let kind = kind(Mix::Spread, &plan, id, number).unwrap();
+                match kind {
+                    Kind::SwapTwo => {
+                        let keys = keys(kind, &plan, "", id, number, Duration::ZERO);
+                        assert!(keys.len() == 2 && keys[0] < keys[1], "{keys:?}");
+                    }
+                    Kind::Range => {
+                        let keys = keys(kind, &plan, "", id, number, Duration::ZERO);
+                        let numbers: Vec<u32> = keys.iter().map(|key| number_of(key).unwrap()).collect();
+                        assert!(numbers.windows(2).all(|pair| pair[1] == pair[0] + 1), "{keys:?}");
+                    }
+                    Kind::Put | Kind::Get | Kind::Delete | Kind::Swap => {
+                        let key = key(Mix::Spread, &plan, "", id, number, Duration::ZERO);
+                        clients.entry(key).or_default().insert(id.0);
+                    }
+                }
+            }
+        }
+        assert_eq!(clients.len(), 16);
+        assert!(clients.values().all(|clients| clients.len() == 2), "{clients:?}");
+        let wide = (0..20).filter(|id| is_wide(ClientId(*id))).count();
+        assert_eq!(wide, 4);
     }
 
     #[test]
@@ -124,7 +214,7 @@ mod tests {
             }
         }
         written.sort_unstable();
-        let all: Vec<String> = (0..7).map(|key| format!("/0/{key}")).collect();
+        let all: Vec<String> = (0..7).map(|key| format!("/{key:02}/0")).collect();
         assert_eq!(written, all);
     }
 

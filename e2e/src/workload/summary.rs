@@ -1,11 +1,13 @@
 //! What a workload came to: counts, the largest gap between writes, and the judge's verdict.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::time::Duration;
 
 use althing_sim::lin::{self, Options, Verdict, Violation};
 use althing_sim::{History, Outcome, Seen};
+
+use super::operation;
 
 /// A finished workload.
 #[derive(Debug)]
@@ -14,6 +16,8 @@ pub struct Summary {
     pub history: History,
     /// Every key at the end, read after the last operation had returned; `None` if nobody could be asked any more.
     pub last_seen: Option<BTreeMap<String, Seen>>,
+    /// What the judge allows.
+    pub judge: Options,
 }
 
 /// The longest time without an acknowledged write, while clients kept asking.
@@ -43,11 +47,26 @@ impl Summary {
     /// The largest write gap. The run's end counts as an acknowledgement: a gap that was never closed must not be
     /// forgotten. `None` if no write was acknowledged at all.
     pub fn largest_write_gap(&self) -> Option<WriteGap> {
+        self.gap_among(|_| true)
+    }
+
+    /// The largest write gap of each key, by its number; so of each shard's keys, wherever they lie at the time.
+    pub fn write_gaps(&self) -> BTreeMap<u32, WriteGap> {
+        let keys = self.history.events.iter().map(|event| event.op.key());
+        let numbers: BTreeSet<u32> = keys.filter_map(operation::number_of).collect();
+        let gap = |number| self.gap_among(|key| operation::number_of(key) == Some(number));
+        numbers
+            .into_iter()
+            .filter_map(|number| Some((number, gap(number)?)))
+            .collect()
+    }
+
+    fn gap_among(&self, counts: impl Fn(&str) -> bool) -> Option<WriteGap> {
         let wrote = self
             .history
             .events
             .iter()
-            .filter(|event| event.reply().is_some_and(|reply| reply.wrote()));
+            .filter(|event| event.reply().is_some_and(|reply| reply.wrote()) && counts(event.op.key()));
         let mut moments: Vec<u64> = wrote.map(|event| event.returned_ns).collect();
         if moments.is_empty() {
             return None;
@@ -67,7 +86,7 @@ impl Summary {
 
     /// Whether one etcd at one place could have given all these answers.
     pub fn verdict(&self) -> Verdict {
-        lin::check(&self.history, Options::default())
+        lin::check(&self.history, self.judge)
     }
 
     /// Acknowledged writes that are neither there at the end nor superseded; none if nobody looked.
@@ -118,14 +137,20 @@ impl fmt::Display for Summary {
             "{writes} writes, {reads} reads, {failed} refused, {unknown} unknown; "
         )?;
         match self.largest_write_gap() {
-            Some(gap) => write!(
-                f,
-                "largest write gap {:.2} s at {:.1} s",
-                gap.length.as_secs_f64(),
-                gap.begun.as_secs_f64()
-            ),
+            Some(gap) => write!(f, "largest write gap {gap}"),
             None => write!(f, "no write was acknowledged"),
         }
+    }
+}
+
+impl fmt::Display for WriteGap {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{:.2} s at {:.1} s",
+            self.length.as_secs_f64(),
+            self.begun.as_secs_f64()
+        )
     }
 }
 
@@ -161,6 +186,7 @@ mod tests {
         Summary {
             history: History { events },
             last_seen: Some(BTreeMap::new()),
+            judge: Options::default(),
         }
     }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use althing_e2e::command::wait_until;
 
-use crate::kit::{CHANGE_LIMIT, Cluster, bed, install_operator, judge};
+use crate::kit::{CHANGE_LIMIT, Cluster, bed, install_operator, judge, pod_uid, wait_for_new_pod};
 
 /// A lost leader costs an election timeout of 1 to 2 s, and the clients' own time to give a dead connection up (2 s) and
 /// to find another member through the Service.
@@ -106,33 +106,6 @@ fn a_lost_volume_is_replaced_by_a_new_member() {
         "and the old one is gone"
     );
     cluster.delete();
-}
-
-fn pod_uid(cluster: &Cluster<'_>, pod: &str) -> String {
-    let pod = cluster
-        .bed
-        .get(&["pod", pod, "--namespace", &cluster.namespace])
-        .unwrap();
-    pod["metadata"]["uid"]
-        .as_str()
-        .expect("every object has a uid")
-        .to_owned()
-}
-
-fn wait_for_new_pod(cluster: &Cluster<'_>, pod: &str, old_uid: &str) {
-    wait_until(&format!("{pod} is another pod"), CHANGE_LIMIT, || {
-        let found = cluster
-            .bed
-            .get(&["pod", pod, "--namespace", &cluster.namespace])
-            .map_err(|error| error.to_string())?;
-        let uid = found["metadata"]["uid"].as_str().unwrap_or_default();
-        if uid != old_uid && found["status"]["phase"] == "Running" {
-            Ok(())
-        } else {
-            Err(found["status"].to_string())
-        }
-    })
-    .unwrap();
 }
 
 fn restarts(cluster: &Cluster<'_>, pod: &str) -> u64 {

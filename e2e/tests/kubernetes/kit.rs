@@ -129,16 +129,48 @@ impl<'a> Cluster<'a> {
             .unwrap()
     }
 
+    pub(crate) fn layout(&self, name: &str) -> Value {
+        self.bed
+            .get(&["shardlayout", name, "--namespace", &self.namespace])
+            .unwrap()
+    }
+
+    pub(crate) fn scale_layout(&self, name: &str, shards: u32) {
+        self.kubectl(&["scale", "shardlayout", name, &format!("--replicas={shards}")]);
+    }
+
+    /// Waits until a layout is Ready with so many shards, and says how long that took.
+    pub(crate) fn wait_layout(&self, name: &str, shards: u32) -> Duration {
+        let begun = Instant::now();
+        wait_until(&format!("{name} is Ready with {shards} shards"), CHANGE_LIMIT, || {
+            let layout = self.layout(name);
+            let current = layout["status"]["currentShards"].as_u64();
+            match condition_of(&layout, "Ready") {
+                Some((is, _, _)) if is == "True" && current == Some(u64::from(shards)) => Ok(()),
+                ready => Err(format!(
+                    "Ready is {ready:?}, {current:?} shards, doing {}",
+                    layout["status"]["operations"]
+                )),
+            }
+        })
+        .unwrap();
+        begun.elapsed()
+    }
+
+    /// Replicas of shards on each member, as status says.
+    pub(crate) fn replicas(&self) -> Vec<(String, u64)> {
+        let status = self.status();
+        let members = status["status"]["members"].as_array().into_iter().flatten();
+        let replicas = members.map(|member| {
+            let name = member["name"].as_str().unwrap_or_default().to_owned();
+            (name, member["replicas"].as_u64().unwrap_or_default())
+        });
+        replicas.collect()
+    }
+
     /// A condition's status, reason and message, if it speaks of the present generation.
     pub(crate) fn condition(&self, kind: &str) -> Option<(String, String, String)> {
-        let object = self.status();
-        let conditions = object["status"]["conditions"].as_array()?.clone();
-        let found = conditions.into_iter().find(|condition| condition["type"] == kind)?;
-        if found["observedGeneration"] != object["metadata"]["generation"] {
-            return None;
-        }
-        let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
-        Some((text("status"), text("reason"), text("message")))
+        condition_of(&self.status(), kind)
     }
 
     /// Waits until the cluster is Ready with so many members, and says how long that took.
@@ -252,6 +284,44 @@ impl<'a> Cluster<'a> {
             .args(["delete", "namespace", &self.namespace, "--wait=false"]))
         .unwrap();
     }
+}
+
+pub(crate) fn pod_uid(cluster: &Cluster<'_>, pod: &str) -> String {
+    let pod = cluster
+        .bed
+        .get(&["pod", pod, "--namespace", &cluster.namespace])
+        .unwrap();
+    pod["metadata"]["uid"]
+        .as_str()
+        .expect("every object has a uid")
+        .to_owned()
+}
+
+pub(crate) fn wait_for_new_pod(cluster: &Cluster<'_>, pod: &str, old_uid: &str) {
+    wait_until(&format!("{pod} is another pod"), CHANGE_LIMIT, || {
+        let found = cluster
+            .bed
+            .get(&["pod", pod, "--namespace", &cluster.namespace])
+            .map_err(|error| error.to_string())?;
+        let uid = found["metadata"]["uid"].as_str().unwrap_or_default();
+        if uid != old_uid && found["status"]["phase"] == "Running" {
+            Ok(())
+        } else {
+            Err(found["status"].to_string())
+        }
+    })
+    .unwrap();
+}
+
+/// A condition's status, reason and message, if it speaks of the object's present generation.
+fn condition_of(object: &Value, kind: &str) -> Option<(String, String, String)> {
+    let conditions = object["status"]["conditions"].as_array()?;
+    let found = conditions.iter().find(|condition| condition["type"] == kind)?;
+    if found["observedGeneration"] != object["metadata"]["generation"] {
+        return None;
+    }
+    let text = |field: &str| found[field].as_str().unwrap_or_default().to_owned();
+    Some((text("status"), text("reason"), text("message")))
 }
 
 /// Lets the load run on a little, stops it, judges it, and holds its largest write gap to a bound.

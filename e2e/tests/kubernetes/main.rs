@@ -14,4 +14,5 @@ mod c_faults;
 mod d_operator_killed;
 mod e_bad_input;
 mod f_observability;
+mod g_shards;
 mod kit;

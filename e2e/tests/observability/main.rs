@@ -318,8 +318,10 @@ fn the_chart_renders_its_objects_by_default() {
     expect![[r#"
         ClusterRole -/demo-operator
         ClusterRole -/demo-operator-edit
+        ClusterRole -/demo-operator-nodes
         ClusterRole -/demo-operator-view
         ClusterRoleBinding -/demo-operator
+        ClusterRoleBinding -/demo-operator-nodes
         ConfigMap sys/demo-operator-dashboards
         Deployment sys/demo-operator
         Role sys/demo-operator-lease

@@ -18,6 +18,9 @@ pub(crate) struct Options {
     /// Seed of the faults, decimal or 0x...; drawn if it is not given
     #[arg(long)]
     seed: Option<String>,
+    /// Ask for so many shards, and for other numbers up to that now and then
+    #[arg(long)]
+    shards: Option<u32>,
     /// Flag for every member, as --read-mode=roster-lease; may be given several times
     #[arg(long = "member-flag", value_name = "FLAG", allow_hyphen_values = true)]
     member_flags: Vec<String>,
@@ -45,6 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(["--nodes", &options.nodes.to_string()])
         .args(["--seconds", &options.seconds.to_string()])
         .args(options.seed.iter().flat_map(|seed| ["--seed", seed]))
+        .args(options.shards.iter().map(|shards| format!("--shards={shards}")))
         .args(options.member_flags.iter().map(|flag| format!("--member-flag={flag}")))
         .args(options.without_volumes.then_some("--without-volumes"))
         .args(options.without_clocks.then_some("--without-clocks"))

@@ -37,7 +37,7 @@ impl Raft {
         self.role = Role::Follower;
         self.settle_role();
         self.leader = leader;
-        self.hibernation.asleep = false;
+        self.hibernation.forget();
         self.stand_until = None;
         self.ballots.clear();
         self.progress.clear();
@@ -140,6 +140,16 @@ impl Raft {
         self.is_voter() && self.installing.is_none() && !waits
     }
 
+    pub(crate) fn campaign_early(&mut self) {
+        let waits = match self.role {
+            Role::Follower | Role::PreCandidate => self.leader.is_none(),
+            Role::Learner | Role::Candidate | Role::Leader => false,
+        };
+        if waits && self.may_campaign() {
+            self.campaign(Campaign::PreVote);
+        }
+    }
+
     fn campaign(&mut self, kind: Campaign) {
         self.leader = None;
         self.hibernation.asleep = false;
@@ -226,6 +236,7 @@ impl Raft {
             .collect();
         self.quorum_deadline = self.now.after(self.config.election_timeout);
         self.heartbeat_deadline = self.next_beat();
+        self.hibernation.forget();
         self.stir();
         self.term_start = self.log.push(self.term, Payload::Noop);
         self.open_term();
@@ -257,6 +268,7 @@ impl Raft {
         }
         if let Some(progress) = self.progress.get_mut(&message.from) {
             progress.last_heard = self.now;
+            self.on_returned(message.from);
         }
         let from = message.from;
         match message.body {

@@ -9,6 +9,10 @@
 //! votes and quorums are as ever. In particular a leader that hibernates has confirmed nothing and answers no read before a round; and it
 //! asks nobody for promises, so its followers' leases run out as if it had died, and read locally again after it woke.
 //!
+//! Members whose nodes are silent do not keep the others awake for as long as they are away: a majority that has everything hibernates
+//! without them. They learn what they missed when they come back, because that wakes the leader, and so does their own standing for
+//! election.
+//!
 //! A leader wakes by anything that a client or a peer wants of it, a follower by any word of its leader, and each by a node's silence
 //! (pitfall P26: the silence is looked at again and again, not only when it begins). A follower lets its leader go at once if that one's
 //! node is silent or was started anew, or if it stands for election itself: then it leads no more.
@@ -32,6 +36,8 @@ pub(crate) struct Hibernation {
     idle_spell: u64,
     /// Who agreed to the offers of this spell.
     agreed: BTreeSet<MemberId>,
+    /// At a leader: whose nodes are silent, and nothing of them came since.
+    absent: BTreeSet<MemberId>,
 }
 
 impl Hibernation {
@@ -41,11 +47,28 @@ impl Hibernation {
             active_at: now,
             idle_spell: 0,
             agreed: BTreeSet::new(),
+            absent: BTreeSet::new(),
         }
+    }
+
+    /// Who is no member is not missed.
+    pub(crate) fn retain(&mut self, peers: &BTreeSet<MemberId>) {
+        self.absent.retain(|member| peers.contains(member));
+    }
+
+    /// A leadership begins, or ends: who is absent is to be told anew.
+    pub(crate) fn forget(&mut self) {
+        self.asleep = false;
+        self.absent.clear();
     }
 }
 
 impl Raft {
+    /// Members without which this leader hibernates.
+    pub(crate) fn absent(&self) -> BTreeSet<MemberId> {
+        self.hibernation.absent.clone()
+    }
+
     /// Whether this member hibernates: nothing is due here, and nothing leaves, until something comes.
     #[must_use]
     pub fn hibernates(&self) -> bool {
@@ -95,7 +118,7 @@ impl Raft {
             && !self.lease_moves()
     }
 
-    /// Whether a leader may stop: everybody is there and has everything.
+    /// Whether a leader may stop: a majority is there, and everybody who is has everything.
     fn may_hibernate(&self) -> bool {
         let last = self.log.last_index();
         let timeout = self.config.election_timeout;
@@ -113,7 +136,10 @@ impl Raft {
             && self.quiet()
             && self.roster_settled()
             && !self.reads.asks_wait()
-            && self.peers().iter().all(complete)
+            && self
+                .members
+                .is_majority(|voter| !self.hibernation.absent.contains(&voter))
+            && self.peers().difference(&self.hibernation.absent).all(complete)
     }
 
     /// A leader's heartbeat is due: an offer takes its place where possible.
@@ -123,13 +149,16 @@ impl Raft {
             return self.broadcast_heartbeat();
         }
         self.heartbeat_deadline = self.next_beat();
-        let (commit, spell) = (self.commit, self.hibernation.idle_spell);
+        let (commit, spell, round) = (self.commit, self.hibernation.idle_spell, self.reads.newest_round());
         for peer in self.peers() {
             if let Some(progress) = self.progress.get_mut(&peer) {
-                // Pitfall P29, should a rule above be broken on purpose.
+                // Pitfall P29. Who is absent may lack something, and must not sleep over it should it hear this.
                 let commit = commit.min(progress.matched);
                 progress.commit_told = progress.commit_told.max(commit);
-                self.send(peer, Body::Hibernate { commit, spell });
+                let offer = Body::Hibernate { commit, spell };
+                let beat = Body::Heartbeat { commit, round };
+                let absent = self.hibernation.absent.contains(&peer);
+                self.send(peer, if absent { beat } else { offer });
             }
         }
         self.fall_asleep();
@@ -137,7 +166,8 @@ impl Raft {
 
     /// A leader stops when everybody has.
     fn fall_asleep(&mut self) {
-        let agreed = self.peers().is_subset(&self.hibernation.agreed) || Mutant::HibernateUnasked.active();
+        let present: BTreeSet<_> = self.peers().difference(&self.hibernation.absent).copied().collect();
+        let agreed = present.is_subset(&self.hibernation.agreed) || Mutant::HibernateUnasked.active();
         if agreed && self.may_hibernate() {
             Mark::Hibernated.hit();
             self.hibernation.asleep = true;
@@ -205,16 +235,24 @@ impl Raft {
 
     /// The node of that member shows no sign of life, or has been started anew.
     pub(crate) fn on_silent(&mut self, peer: MemberId) {
-        if !self.hibernation.asleep || Mutant::SleepThroughSilence.active() {
+        if Mutant::SleepThroughSilence.active() {
             return;
         }
-        if self.role == Role::Leader {
-            // Whether it still leads, the next rounds will tell.
-            if self.members.contains(peer) {
+        if self.role == Role::Leader && peer != self.config.id && self.members.contains(peer) {
+            self.hibernation.absent.insert(peer);
+            if self.hibernation.asleep {
+                // Whether it still leads, the next rounds will tell.
                 self.stir();
             }
-        } else if self.leader == Some(peer) {
+        } else if self.hibernation.asleep && self.leader == Some(peer) {
             self.let_leader_go();
+        }
+    }
+
+    /// That member said something, or its node shows signs of life again.
+    pub(crate) fn on_returned(&mut self, peer: MemberId) {
+        if self.hibernation.absent.remove(&peer) && self.hibernation.asleep && !Mutant::SleepThroughReturn.active() {
+            self.stir();
         }
     }
 

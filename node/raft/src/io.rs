@@ -7,6 +7,7 @@ use crate::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use crate::message::Message;
 use crate::roster::{Ballot, Footprint, ReadsState, Roster};
 use bytes::Bytes;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// Everything that correctness or liveness depends on; no defaults for these on purpose.
@@ -147,6 +148,9 @@ pub enum Input {
     Read(Vec<(RequestId, Footprint)>),
     /// Hand leadership to a voter, or to the most advanced one.
     TransferLeader(Option<MemberId>),
+    /// Ask for votes now instead of after a silence, if nobody is known to lead: somebody knows that nobody can. It asks first whether it
+    /// would win, so that it disturbs nobody if that was wrong.
+    Campaign,
     /// A `Persist` of this number is durable, and so is every earlier one.
     Persisted(PersistSeq),
     /// The state machine has applied up to here.
@@ -162,9 +166,11 @@ pub enum Input {
     },
     /// Entries up to here may be dropped: they are applied and durable in the state machine.
     Compact(Index),
-    /// The peer's node shows no sign of life for an election timeout, or was started anew. Matters only while this member
-    /// hibernates.
+    /// The peer's node shows no sign of life for an election timeout, or was started anew. To be said of each member's node that is silent:
+    /// when it falls silent, and when this member begins to lead.
     Silent(MemberId),
+    /// The peer's node shows signs of life again.
+    Returned(MemberId),
     /// A connection to the peer broke: probe before streaming again.
     Unreachable(MemberId),
 }
@@ -286,6 +292,8 @@ pub struct View {
     pub log_bytes: usize,
     /// Whether it hibernates: it sends nothing and no timer runs, until something comes.
     pub hibernates: bool,
+    /// At a leader: members whose nodes are silent. The others hibernate without them.
+    pub absent: BTreeSet<MemberId>,
     /// Followers and learners, at the leader; empty elsewhere.
     pub progress: Vec<ProgressView>,
     /// Read leases.

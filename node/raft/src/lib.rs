@@ -15,7 +15,7 @@
 //!    applied.
 //! 4. Say [`io::Input::Tick`] when [`io::Output::next_deadline`] comes; a late tick is harmless, a missing one stops elections.
 //! 5. Where groups may hibernate ([`io::Config::hibernate_after`]): watch the nodes of their members, and say [`io::Input::Silent`] of each
-//!    that shows no sign of life for an election timeout, or that is started anew.
+//!    that shows no sign of life for an election timeout, or that is started anew, and [`io::Input::Returned`] when it does again.
 //! 6. [`io::Config::seed`] differs from boot to boot: it also makes read tokens unique.
 //!
 //! # What is absent

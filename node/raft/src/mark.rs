@@ -91,6 +91,8 @@ marks! {
     FollowerWokeWithoutLeader,
     /// A node that groups trust in fell silent.
     NodeSilent,
+    /// A node that was silent showed a sign of life.
+    NodeReturned,
     /// A node that groups trusted in was started anew.
     NodeRestarted,
     /// The host holds a proposal again that the core did not take.

@@ -125,6 +125,7 @@ impl Raft {
             let (next, now) = (self.log.last_index().next(), self.now);
             let peers = self.peers();
             self.progress.retain(|member, _| peers.contains(member));
+            self.hibernation.retain(&peers);
             for peer in peers {
                 self.progress.entry(peer).or_insert_with(|| Progress::new(next, now));
             }

@@ -10,7 +10,7 @@ use crate::ids::{Epoch, Index, MemberId, Now};
 use crate::io::{DropReason, RequestId, Role};
 use crate::message::Body;
 use crate::mutant::Mutant;
-use crate::progress::Flow;
+use crate::progress::{Flow, Progress};
 use crate::raft::Raft;
 use crate::roster::{Ballot, Footprint, ReadMode, ReadSpec, ResponderRange, Responders, Roster, Span, SpecError};
 use std::collections::BTreeSet;
@@ -211,7 +211,9 @@ impl Raft {
         let as_wished = minted.spec == self.reads_state.index
             && minted.roster.config == self.members.index
             && minted.roster.responders() == responders_of(&self.wanted_ranges());
-        as_wished && self.stamp() == epoch && self.progress.values().all(|progress| progress.said == epoch)
+        let absent = self.absent();
+        let knows = |(member, progress): (&MemberId, &Progress)| progress.said == epoch || absent.contains(member);
+        as_wished && self.stamp() == epoch && self.progress.iter().all(knows)
     }
 
     /// Tells the roster again to those who do not name it.

@@ -116,6 +116,8 @@ mutants! {
     HibernateUnasked,
     /// Members that hibernate do not mind that their leader's node is silent (pitfall P26).
     SleepThroughSilence,
+    /// A leader that hibernates does not mind that a member is back which was away (pitfall P26).
+    SleepThroughReturn,
     /// A leader that hibernates answers reads without a round.
     ReadAsleep,
     /// A member takes what an earlier process of its own proposed for its own request.

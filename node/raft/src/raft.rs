@@ -223,12 +223,14 @@ impl Raft {
             Input::ProposeReads(request, change) => self.propose_reads(request, change),
             Input::Read(reads) => self.read(reads),
             Input::TransferLeader(to) => self.transfer_leader(to),
+            Input::Campaign => self.campaign_early(),
             Input::Persisted(seq) => self.on_persisted(seq),
             Input::Applied(index) => self.on_applied(index),
             Input::Installed(meta) => self.on_installed(meta),
             Input::SnapshotSent { to, covered } => self.on_snapshot_sent(to, covered),
             Input::Compact(index) => self.log.compact(index.min(self.applied)),
             Input::Silent(peer) => self.on_silent(peer),
+            Input::Returned(peer) => self.on_returned(peer),
             Input::Unreachable(peer) => self.on_unreachable(peer),
         }
         self.finish()
@@ -275,6 +277,7 @@ impl Raft {
             first: self.log.first_index(),
             log_bytes: self.log.bytes(),
             hibernates: self.hibernates(),
+            absent: self.absent(),
             progress,
             lease: self.lease_view(),
         }

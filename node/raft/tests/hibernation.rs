@@ -176,13 +176,96 @@ fn a_follower_that_lags_keeps_the_group_awake() {
 }
 
 #[test]
-fn a_follower_that_does_not_answer_keeps_the_group_awake() {
+fn a_follower_that_does_not_answer_keeps_the_group_awake_while_its_node_is_there() {
     let (mut net, leader, _, other) = sleeping();
     net.cut.insert((other, leader));
-    net.step(leader, Input::Silent(other));
+    net.propose(leader, "k=2");
     net.run(ELECTION * 5);
     assert!(!net.raft(leader.0).hibernates());
     assert_eq!(net.leader(), Some(leader), "a majority confirms it all the while");
+}
+
+/// A group that sleeps without one whose node is silent; that one lacks an entry.
+fn sleeping_without() -> (Net, MemberId, MemberId, MemberId) {
+    let (mut net, leader, one, other) = sleeping();
+    net.crash(other);
+    net.step(leader, Input::Silent(other));
+    assert!(!net.raft(leader.0).hibernates(), "it looks who is left");
+    net.propose(leader, "k=2");
+    net.run(ELECTION * 3);
+    assert_eq!(asleep(&net), sorted([leader.0, one.0]));
+    assert_eq!(net.raft(leader.0).view().absent, [other].into());
+    (net, leader, one, other)
+}
+
+fn sorted<const N: usize>(mut members: [u64; N]) -> [u64; N] {
+    members.sort_unstable();
+    members
+}
+
+#[test]
+fn a_majority_hibernates_without_one_whose_node_is_silent_and_wakes_when_it_is_back() {
+    let (mut net, leader, one, other) = sleeping_without();
+    net.run(ELECTION * 10);
+    assert_eq!(asleep(&net), sorted([leader.0, one.0]), "nobody minds");
+    net.boot(other);
+    net.step(leader, Input::Returned(other));
+    net.run(HEARTBEAT * 3);
+    assert_eq!(
+        net.commands(other.0),
+        net.commands(leader.0),
+        "before its own timer ends"
+    );
+    net.run(ELECTION * 3);
+    assert_eq!((asleep(&net), net.leader()), (vec![1, 2, 3], Some(leader)));
+}
+
+#[test]
+fn one_that_comes_back_unnoticed_makes_itself_heard() {
+    let (mut net, leader, _, other) = sleeping_without();
+    net.boot(other);
+    net.run(ELECTION * 3);
+    assert_eq!(net.commands(other.0), net.commands(leader.0));
+    assert_eq!(net.leader(), Some(leader));
+}
+
+#[test]
+fn any_word_of_one_that_was_away_wakes_its_leader() {
+    let (mut net, leader, _, other) = sleeping_without();
+    // Late, and in itself without meaning.
+    let term = net.raft(leader.0).view().soft.term;
+    let (round, stamp) = (0, None);
+    net.say_in(other, leader, term, Body::HeartbeatReply { round, stamp });
+    assert!(!net.raft(leader.0).hibernates());
+    assert!(net.raft(leader.0).view().absent.is_empty());
+}
+
+#[test]
+fn a_group_without_a_majority_does_not_hibernate_and_its_leader_steps_down() {
+    let (mut net, leader, one, other) = sleeping();
+    net.crash(one);
+    net.crash(other);
+    net.step(leader, Input::Silent(one));
+    net.step(leader, Input::Silent(other));
+    net.run(ELECTION * 3);
+    assert!(!net.raft(leader.0).hibernates());
+    assert_ne!(net.raft(leader.0).view().soft.role, Role::Leader);
+}
+
+#[test]
+fn a_responder_whose_node_is_silent_is_left_out_before_the_others_hibernate() {
+    let mut net = net(3);
+    net.set_reads(ReadMode::RosterLease, Responders::All, ELECTION);
+    net.run(ELECTION * 4);
+    assert_eq!(asleep(&net), [1, 2, 3]);
+    let leader = net.leader().unwrap();
+    let other = *net.nodes.keys().find(|member| **member != leader).unwrap();
+    net.crash(other);
+    net.step(leader, Input::Silent(other));
+    net.run(ELECTION * 6);
+    assert!(net.raft(leader.0).hibernates());
+    let roster = net.raft(leader.0).view().lease.roster.unwrap();
+    assert!(!roster.responders().contains(&other), "no write will wait for it");
 }
 
 #[test]
@@ -292,7 +375,7 @@ fn a_change_of_the_members_wakes_the_group_and_the_newcomer_must_agree_as_well()
     net.crash(id(4));
     net.propose(leader, "k=2");
     net.run(ELECTION * 3);
-    assert!(!net.raft(leader.0).hibernates());
+    assert!(!net.raft(leader.0).hibernates(), "nobody says that its node is silent");
 }
 
 #[test]

@@ -77,7 +77,8 @@ fn run(seed: u64, leases: bool) {
             92 => net.cut.clear(),
             93 if net.hibernate_after.is_some() => {
                 let of = members[usize::try_from(rng.below(members.len() as u64)).unwrap()];
-                net.step(pick, Input::Silent(of));
+                let silent = rng.below(3) > 0;
+                net.step(pick, if silent { Input::Silent(of) } else { Input::Returned(of) });
             }
             94 => net.step(pick, Input::TransferLeader(None)),
             95 => {
@@ -143,6 +144,7 @@ fn run(seed: u64, leases: bool) {
     for &member in &members {
         for &of in &members {
             net.step(member, Input::Silent(of));
+            net.step(member, Input::Returned(of));
         }
     }
     net.run(ELECTION * 12);

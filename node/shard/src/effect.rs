@@ -108,6 +108,11 @@ pub enum Event {
         /// was asked. `None`: it could not be asked, or did not answer; what it may have given out is never used.
         first: Option<Revision>,
     },
+    /// Nobody leads a group, and this member knows that nobody else can know of it earlier: it stands at once.
+    Campaign {
+        /// The group.
+        group: GroupId,
+    },
     /// A group has left this node: its requests are refused, and [`Effect::Retired`] says what must never be forgotten of it.
     /// The shell starts a group of this id again only when all effects of the former life are done with.
     Retire {

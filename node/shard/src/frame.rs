@@ -5,8 +5,9 @@
 //! ```
 //!
 //! Little-endian; the CRC covers kind and body. A connection starts with a `Hello`, which carries the protocol version, and its
-//! `HelloReply`; after that come `Messages` in one direction, or calls in one direction and their answers in the other, or a snapshot. One frame holds messages of all groups. Decoding takes
-//! nothing on trust: lengths are checked before anything is sliced or reserved.
+//! `HelloReply`; after that come `Messages` in one direction, or calls in one direction and their answers in the other, or a
+//! snapshot. One frame holds messages of all groups. Decoding takes nothing on trust: lengths are checked before anything is sliced
+//! or reserved.
 
 use crate::beat_frame::{encode_piece, together};
 use crate::fields::{get_bool, get_text, get_u8, get_u64, need, put_text};

@@ -95,6 +95,43 @@ fn a_range_meets_exactly_the_shards_that_it_touches() {
     }
 }
 
+/// Makes the shards of the default keyspace equal parts of its slots.
+fn hash(state: &mut MetaState, partitioning: Partitioning) {
+    state.keyspaces.get_mut(&KeyspaceId::DEFAULT).unwrap().partitioning = partitioning;
+    let Partitioning::Hash { slots, .. } = partitioning else {
+        panic!("{partitioning:?}");
+    };
+    let count = u32::try_from(state.shards.len()).unwrap();
+    let at = |number: u32| Bytes::copy_from_slice(&(number * slots / count).to_be_bytes());
+    for (shard, number) in state.shards.values_mut().zip(0..) {
+        shard.span = Span {
+            start: if number == 0 { Bytes::new() } else { at(number) },
+            end: (number + 1 < count).then(|| at(number + 1)),
+        };
+    }
+}
+
+#[test]
+fn a_directory_of_a_hashed_keyspace_lies_in_one_shard() {
+    let mut state = cut(&["b", "d", "f"]);
+    let partitioning = Partitioning::Hash {
+        slots: 64,
+        prefix_segments: Some(2),
+    };
+    hash(&mut state, partitioning);
+    let table = table(&state);
+    let between = |start, end| KeyRange::Between(key(start), key(end));
+    let list = between("/registry/pods/", "/registry/pods0");
+    let own = table.shard_of(b"/registry/pods/default/web").group.0;
+    assert_eq!(groups(&table, &list), vec![own]);
+    assert_eq!(
+        groups(&table, &between("/registry/pods/a", "/registry/pods/b")),
+        vec![own]
+    );
+    assert_eq!(groups(&table, &between("/registry/", "/registry0")).len(), 4);
+    assert_eq!(groups(&table, &KeyRange::From(key("/registry/pods/"))).len(), 4);
+}
+
 #[test]
 fn a_keyspace_that_does_not_serve_has_no_routes() {
     let mut state = cut(&["b"]);
@@ -122,17 +159,7 @@ proptest! {
         let cuts: Vec<&str> = cuts.iter().map(String::as_str).collect();
         let mut state = cut(&cuts);
         if hashed {
-            let partitioning = Partitioning::Hash { slots: 16, prefix_segments: None };
-            state.keyspaces.get_mut(&KeyspaceId::DEFAULT).unwrap().partitioning = partitioning;
-            let count = state.shards.len() as u32;
-            let at = |number: u32| Bytes::copy_from_slice(&(number * 16 / count).to_be_bytes());
-            for (number, shard) in state.shards.values_mut().enumerate() {
-                let number = number as u32;
-                shard.span = Span {
-                    start: if number == 0 { Bytes::new() } else { at(number) },
-                    end: (number + 1 < count).then(|| at(number + 1)),
-                };
-            }
+            hash(&mut state, Partitioning::Hash { slots: 16, prefix_segments: None });
         }
         let table = table(&state);
         for text in keys {

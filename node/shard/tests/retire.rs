@@ -41,7 +41,13 @@ fn a_member_that_comes_back_does_not_vote_twice_in_a_term() {
     };
     start(&mut cluster, HardState::default());
     assert!(vote(&mut cluster, 2, 7));
-    cluster.turn(me, vec![Event::Retire { group: GROUP, ends_at: None }]);
+    cluster.turn(
+        me,
+        vec![Event::Retire {
+            group: GROUP,
+            ends_at: None,
+        }],
+    );
     let kept = cluster.nodes[&me].retired.expect("what must not be forgotten");
     assert_eq!(
         (kept.term, kept.vote, kept.commit),
@@ -67,7 +73,13 @@ fn a_vote_that_is_being_written_is_kept_as_well() {
     );
     cluster.nodes.get_mut(&me).unwrap().slow_disk = true;
     assert!(!vote(&mut cluster, 2, 7), "not durable yet");
-    cluster.turn(me, vec![Event::Retire { group: GROUP, ends_at: None }]);
+    cluster.turn(
+        me,
+        vec![Event::Retire {
+            group: GROUP,
+            ends_at: None,
+        }],
+    );
     assert_eq!(cluster.nodes[&me].retired.unwrap().vote, Some(MemberId(2)));
     // The write ends after the group has gone, and concerns nobody.
     let written = std::mem::take(&mut cluster.nodes.get_mut(&me).unwrap().waiting_writes);
@@ -83,7 +95,13 @@ fn requests_of_a_group_that_goes_are_answered_as_far_as_their_outcome_is_known()
     cluster.cut.extend(others);
     let sent = cluster.propose(leader, "sent");
     let read = cluster.read(leader);
-    cluster.turn(leader, vec![Event::Retire { group: GROUP, ends_at: None }]);
+    cluster.turn(
+        leader,
+        vec![Event::Retire {
+            group: GROUP,
+            ends_at: None,
+        }],
+    );
     assert_eq!(
         cluster.answer(leader, sent),
         Err(Refusal::LeaderChanged),
@@ -118,7 +136,16 @@ fn a_group_that_goes_in_the_turn_in_which_it_writes_writes_nothing_behind_its_re
         command: "x".into(),
         deadline,
     };
-    cluster.turn(me, vec![propose, Event::Retire { group: GROUP, ends_at: None }]);
+    cluster.turn(
+        me,
+        vec![
+            propose,
+            Event::Retire {
+                group: GROUP,
+                ends_at: None,
+            },
+        ],
+    );
     let node = &cluster.nodes[&me];
     assert!(node.log.is_empty() && node.retired.is_some());
     assert_eq!(cluster.answer(me, request), Err(Refusal::NoGroup), "it never left");

@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{BufRead, Write};
 
-/// One sequential client: it has at most one operation under way.
+/// One sequential client: it has at most one request under way.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ClientId(pub u32);
@@ -21,7 +21,8 @@ impl fmt::Display for ClientId {
     }
 }
 
-/// What a client asks for. Every operation touches one key.
+/// What a client asks for. Every operation touches one key; a request for several keys is one operation for each, all of one client and
+/// invoked at the same time.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case")]
 pub enum Op {
@@ -135,6 +136,16 @@ impl Reply {
             | Self::Swapped { revision }
             | Self::NotSwapped { revision, .. } => *revision,
         }
+    }
+
+    /// Puts a higher revision in the response header's place.
+    pub(crate) fn raise(&mut self, to: i64) {
+        let (Self::Put { revision }
+        | Self::Get { revision, .. }
+        | Self::Delete { revision, .. }
+        | Self::Swapped { revision }
+        | Self::NotSwapped { revision, .. }) = self;
+        *revision = to.max(*revision);
     }
 
     /// Whether the operation made that revision (and did not merely see it).
@@ -256,6 +267,13 @@ impl Recorder {
         self.next += 1;
         self.open.insert(id, (client, op, now_ns));
         id
+    }
+
+    /// What a call under way turned out to be: a transaction that did not do what it would have done has only read.
+    pub fn was(&mut self, id: CallId, op: Op) {
+        if let Some((_, asked, _)) = self.open.get_mut(&id) {
+            *asked = op;
+        }
     }
 
     /// Its answer came, or the client gave up. Call this just after the answer is complete.

@@ -16,10 +16,11 @@ pub mod rng;
 mod run;
 mod shards;
 mod shrink;
+pub mod spread;
 mod world;
 
 pub use althing_raft::mark::Mark;
-pub use history::{ClientId, Event, History, Op, Outcome, Recorder, Reply, Seen};
+pub use history::{CallId, ClientId, Event, History, Op, Outcome, Recorder, Reply, Seen};
 pub use mutant::Mutant;
 pub use profile::Profile;
 pub use run::{Report, Run, repeat, run};

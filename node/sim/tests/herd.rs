@@ -103,6 +103,14 @@ fn ten_thousand_groups_sleep_and_wake_as_they_are_wanted_and_survive_a_node() {
     herd.take_sent();
     herd.run(Duration::from_secs(1));
     println!("awake, a node is down: {} in 1 s", herd.take_sent());
+    within(
+        &mut herd,
+        "the others sleep without it",
+        HIBERNATE_AFTER * 5,
+        Herd::all_asleep,
+    );
+    herd.run(Duration::from_secs(1));
+    println!("asleep, a node is down: {} in 1 s", herd.take_sent());
 
     herd.start(MemberId(1));
     within(&mut herd, "it comes back: it knows all leaders", ELECTION * 3, |herd| {

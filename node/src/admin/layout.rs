@@ -132,9 +132,10 @@ fn spec(request: KeyspaceRequest) -> Result<KeyspaceSpec, Refuse> {
                 .map_err(|error| refuse(ProblemReason::Invalid, format!("splitKeys: {error}")))?;
             (Some(partition::Partitioning::Range), keys)
         }
-        Some(Partitioning::Hash { slots, prefix_segments }) => {
-            (Some(partition::Partitioning::Hash { slots, prefix_segments }), Vec::new())
-        }
+        Some(Partitioning::Hash { slots, prefix_segments }) => (
+            Some(partition::Partitioning::Hash { slots, prefix_segments }),
+            Vec::new(),
+        ),
     };
     Ok(KeyspaceSpec {
         shards: request.shards,
@@ -217,7 +218,10 @@ pub(super) async fn drain(
     State(context): State<Context>,
     Path(id): Path<String>,
 ) -> Result<Json<LayoutMember>, Refuse> {
-    changed_member(&context, &id, |state, id| state.set_member_state(id, MemberState::Draining)).await
+    changed_member(&context, &id, |state, id| {
+        state.set_member_state(id, MemberState::Draining)
+    })
+    .await
 }
 
 /// Lets a member have replicas again
@@ -231,7 +235,10 @@ pub(super) async fn undrain(
     State(context): State<Context>,
     Path(id): Path<String>,
 ) -> Result<Json<LayoutMember>, Refuse> {
-    changed_member(&context, &id, |state, id| state.set_member_state(id, MemberState::Active)).await
+    changed_member(&context, &id, |state, id| {
+        state.set_member_state(id, MemberState::Active)
+    })
+    .await
 }
 
 /// Says where a member runs: replicas of one shard are spread over zones and nodes

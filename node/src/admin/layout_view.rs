@@ -42,7 +42,9 @@ impl From<&GroupSeen> for Seen {
     fn from(seen: &GroupSeen) -> Self {
         let leads = seen.role == Role::Leader;
         let voters = seen.peers.iter().filter(|(peer, _)| seen.config.voters.contains(peer));
-        let slowest = voters.map(|(_, peer)| seen.last.index.0.saturating_sub(peer.matched.0)).max();
+        let slowest = voters
+            .map(|(_, peer)| seen.last.index.0.saturating_sub(peer.matched.0))
+            .max();
         Self {
             term: seen.term,
             leads,
@@ -76,11 +78,13 @@ impl Sight {
     pub(super) fn of_node(shared: &Shared, views: Vec<(GroupId, GroupView)>) -> Self {
         let groups = views.into_iter().map(|(group, view)| {
             let store = shared.groups.get(group);
-            let size = store.as_ref().and_then(|store| store.size().ok()).unwrap_or_default();
+            let size = store.as_ref().map(|store| store.rows_size()).unwrap_or_default();
             let leads = view.raft.soft.role == Role::Leader;
             let voters = view.raft.progress.iter();
             let voters = voters.filter(|peer| view.raft.soft.config.voters.contains(&peer.member));
-            let slowest = voters.map(|peer| view.raft.last.index.0.saturating_sub(peer.matched.0)).max();
+            let slowest = voters
+                .map(|peer| view.raft.last.index.0.saturating_sub(peer.matched.0))
+                .max();
             let seen = Seen {
                 term: view.raft.soft.term,
                 leads,
@@ -128,7 +132,12 @@ impl View<'_> {
     pub(super) fn layout(&self) -> LayoutStatus {
         LayoutStatus {
             version: self.state.version,
-            members: self.state.members.iter().map(|(id, record)| self.member(*id, record)).collect(),
+            members: self
+                .state
+                .members
+                .iter()
+                .map(|(id, record)| self.member(*id, record))
+                .collect(),
             keyspaces: self.keyspaces(),
             operations: self
                 .state

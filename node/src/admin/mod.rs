@@ -62,10 +62,7 @@ fn router(context: Context) -> Router {
         .route(paths::LABELS, put(layout::labels))
         .route(paths::LAYOUT, get(layout::layout))
         .route(paths::KEYSPACES, get(layout::keyspaces))
-        .route(
-            paths::KEYSPACE,
-            put(layout::put_keyspace).delete(layout::drop_keyspace),
-        )
+        .route(paths::KEYSPACE, put(layout::put_keyspace).delete(layout::drop_keyspace))
         .route(paths::OPERATION, delete(layout::cancel))
         .route(paths::SHARDS, get(routes::shards))
         .route(paths::TRANSFER_LEADER, post(routes::transfer_leader))

@@ -210,7 +210,7 @@ async fn shard_statuses(context: &Context) -> Vec<ShardStatus> {
         .map(|(group, view)| {
             let raft = view.raft;
             let store = shared.groups.get(group);
-            let size = store.as_ref().and_then(|store| store.size().ok());
+            let size = store.as_ref().map(|store| store.rows_size());
             let (kind, keyspace) = kind(&chart.state, group);
             let texts =
                 |members: &std::collections::BTreeSet<MemberId>| members.iter().map(ToString::to_string).collect();

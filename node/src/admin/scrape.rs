@@ -32,7 +32,15 @@ fn page(shared: &Shared, chart: &Chart, views: &[(GroupId, GroupView)]) -> Strin
         set_raft(metrics, *group, view);
     }
     let mut total = StoreSize::default();
-    for (group, store) in shared.groups.all() {
+    let stores = shared.groups.all();
+    // The engine's files are theirs in common.
+    if let Some((_, any)) = stores.first() {
+        match any.size() {
+            Ok(size) => total.on_disk = size.on_disk,
+            Err(error) => tracing::warn!(%error, "the engine does not say its size"),
+        }
+    }
+    for (group, store) in stores {
         set_size(metrics, group, &store, &mut total);
     }
     metrics.store_bytes.set(number(total.on_disk));
@@ -52,10 +60,7 @@ fn page(shared: &Shared, chart: &Chart, views: &[(GroupId, GroupView)]) -> Strin
 
 /// The newest revision of a keyspace that this member knows.
 fn set_revision(shared: &Shared, chart: &Chart, id: KeyspaceId, table: &RouteTable) {
-    let stores = table
-        .shards()
-        .iter()
-        .filter_map(|route| shared.groups.get(route.group));
+    let stores = table.shards().iter().filter_map(|route| shared.groups.get(route.group));
     let newest = stores.map(|store| store.current_revision().0).max();
     if let (Some(newest), Some(record)) = (newest, chart.state.keyspaces.get(&id)) {
         let keyspace = record.name.clone();
@@ -108,20 +113,14 @@ fn set_raft(metrics: &Metrics, group: GroupId, view: &GroupView) {
 }
 
 fn set_size(metrics: &Metrics, group: GroupId, store: &Store, total: &mut StoreSize) {
-    match store.size() {
-        Ok(size) => {
-            let labels = || Shard { shard: group.0 };
-            metrics.shard_bytes.fold(labels(), number(size.in_use), Fold::Sum);
-            metrics.shard_keys.fold(labels(), number(size.keys), Fold::Sum);
-            // The engine's files are theirs in common.
-            total.on_disk = size.on_disk;
-            total.in_use += size.in_use;
-            // The shard map's rows are not anybody's keys.
-            if group != GroupId::META {
-                total.keys += size.keys;
-                total.revisions += size.revisions;
-            }
-        }
-        Err(error) => tracing::warn!(%group, %error, "the store does not say its size"),
+    let size = store.rows_size();
+    let labels = || Shard { shard: group.0 };
+    metrics.shard_bytes.fold(labels(), number(size.in_use), Fold::Sum);
+    metrics.shard_keys.fold(labels(), number(size.keys), Fold::Sum);
+    total.in_use += size.in_use;
+    // The shard map's rows are not anybody's keys.
+    if group != GroupId::META {
+        total.keys += size.keys;
+        total.revisions += size.revisions;
     }
 }

@@ -134,6 +134,7 @@ impl Applier {
     pub fn run(self) {
         let mut incoming: BTreeMap<GroupId, Incoming> = BTreeMap::new();
         let mut imports = 0;
+        let mut leaving = Vec::new();
         let mut sweep_at = Some(self.machine.clock.instant());
         let mut write_at: Option<Instant> = None;
         while let Some(jobs) = self.machine.inbox.take(sweep_at.into_iter().chain(write_at).min()) {
@@ -167,7 +168,7 @@ impl Applier {
                             return;
                         }
                         incoming.remove(&group);
-                        self.retire(group);
+                        leaving.extend(self.retire(group));
                         // Whoever asked may be gone with its node.
                         let _ = reply.send(());
                     }
@@ -183,7 +184,7 @@ impl Applier {
                 let _ = self.checkpointer.try_send(());
             }
             // Entries go first; garbage waits for a quiet moment, but not for ever behind a full inbox.
-            sweep_at = self.sweep(idle, sweep_at);
+            sweep_at = self.sweep(idle, sweep_at, &mut leaving);
         }
     }
 
@@ -214,12 +215,14 @@ impl Applier {
         true
     }
 
-    fn retire(&self, group: GroupId) {
-        let Some(store) = self.machine.groups.get(group) else { return };
+    /// Takes a group away. What it leaves in the engine is deleted a little at a time, by this handle of it.
+    fn retire(&self, group: GroupId) -> Option<Arc<Store>> {
+        let store = self.machine.groups.get(group)?;
         self.machine.groups.remove(group);
         if let Err(error) = store.retire() {
             die("the state of a group that left cannot be deleted", &error);
         }
+        Some(store)
     }
 
     fn snapshot_job(&self, job: SnapshotJob, incoming: &mut BTreeMap<GroupId, Incoming>, imports: &mut u64) {
@@ -344,7 +347,7 @@ impl Applier {
     }
 
     /// Deletes a little of what nobody needs. Says when to go on; `None`: when there was something to apply.
-    fn sweep(&self, idle: bool, due: Option<Instant>) -> Option<Instant> {
+    fn sweep(&self, idle: bool, due: Option<Instant>, leaving: &mut Vec<Arc<Store>>) -> Option<Instant> {
         let now = self.machine.clock.instant();
         if !idle && due.is_some_and(|due| due > now) {
             return due;
@@ -353,14 +356,19 @@ impl Applier {
             return Some(now + SWEEP_PAUSE);
         }
         let mut next = None;
-        for (_, store) in self.machine.groups.all() {
+        let mut step = |store: &Store| {
             match store.compact_step() {
-                Ok(Sweep::Done) => {}
+                Ok(Sweep::Done) => return false,
                 Ok(Sweep::More) => next = Some(now),
                 Ok(Sweep::Paused) => next = next.or(Some(now + SWEEP_PAUSE)),
                 Err(error) => die("old revisions cannot be deleted", &error),
             }
+            true
+        };
+        for (_, store) in self.machine.groups.all() {
+            step(&store);
         }
+        leaving.retain(|store| step(store));
         next
     }
 }

@@ -2,8 +2,8 @@
 
 use super::{AbortOnPanic, die};
 use crate::inbox::Alarm;
-use crate::metrics::Shard;
 use crate::lifecycle::Lifecycle;
+use crate::metrics::Shard;
 use crate::peers::Peers;
 use crate::shared::Shared;
 use crate::snapshot::Outgoing;

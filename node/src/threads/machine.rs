@@ -44,7 +44,7 @@ pub struct Machine {
     /// State machines.
     pub groups: Arc<Groups>,
     /// Groups that were cut off others and are to be started.
-    births: mpsc::UnboundedSender<GroupId>,
+    births: mpsc::UnboundedSender<Birth>,
     /// Jobs with items that the thread has not answered yet.
     handed: AtomicUsize,
     /// The thread knows that something waits for the engine.
@@ -53,9 +53,20 @@ pub struct Machine {
     bytes: AtomicUsize,
 }
 
+/// A group was cut off another one here.
+#[derive(Clone, Copy, Debug)]
+pub struct Birth {
+    /// Which was cut.
+    pub parent: GroupId,
+    /// What was cut off.
+    pub child: GroupId,
+}
+
 /// A group was cut off another one although it was here.
 #[derive(Debug, thiserror::Error)]
-#[error("group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader")]
+#[error(
+    "group {0} has a replica on this node that was not cut off here; start the node again, and the replica is filled by its leader"
+)]
 struct BornTwice(GroupId);
 
 /// Items on their way into the store.
@@ -138,7 +149,7 @@ impl Machine {
         metrics: Arc<Metrics>,
         clock: Clock,
         groups: Arc<Groups>,
-        births: mpsc::UnboundedSender<GroupId>,
+        births: mpsc::UnboundedSender<Birth>,
     ) -> Self {
         Self {
             inbox,
@@ -234,7 +245,7 @@ impl Machine {
                     // At once: a snapshot for it must find this state.
                     self.groups.insert(child, Arc::new(born));
                     // Nobody listens any more if the node goes down; the next start finds the group.
-                    let _ = self.births.send(child);
+                    let _ = self.births.send(Birth { parent: group, child });
                 }
                 self.applied(group, store, batch, results, started, committed);
             }

@@ -13,9 +13,9 @@
 //!
 //! Little-endian. Lengths are checked against the bytes that are there before anything is sliced or reserved.
 
+use crate::codec::shard::{decode_decision, decode_txn_id, encode_decision, encode_txn_id};
 use crate::codec::{CodecError, Reader, TXN_DEPTH_MAX, put_bytes, put_len};
 use crate::mvcc::CommandResult;
-use crate::codec::shard::{decode_decision, decode_txn_id, encode_decision, encode_txn_id};
 use crate::ops::{KeyValue, OpError, OpResult, RangeResult, Revision, ShardResult, Verdict};
 use althing_raft::ids::{GroupId, Index, LogPosition, Term};
 use bytes::{BufMut, Bytes, BytesMut};
@@ -254,7 +254,10 @@ fn take_shard(reader: &mut Reader, depth: usize) -> Result<ShardResult, CodecErr
         }
         6 => Ok(ShardResult::Decided(decode_decision(reader)?)),
         7 => {
-            let result = reader.bool("result")?.then(|| take_result(reader, depth + 1)).transpose()?;
+            let result = reader
+                .bool("result")?
+                .then(|| take_result(reader, depth + 1))
+                .transpose()?;
             Ok(ShardResult::Finished(result.map(Box::new)))
         }
         8 => Ok(ShardResult::Forgotten),
@@ -391,8 +394,11 @@ mod tests {
     fn result() -> impl Strategy<Value = OpResult> {
         let kvs = || proptest::collection::vec(key_value(), 0..3);
         let leaf = prop_oneof![
-            (kvs(), any::<bool>(), any::<i64>())
-                .prop_map(|(kvs, more, count)| OpResult::Range(RangeResult { kvs, more, count })),
+            (kvs(), any::<bool>(), any::<i64>()).prop_map(|(kvs, more, count)| OpResult::Range(RangeResult {
+                kvs,
+                more,
+                count
+            })),
             proptest::option::of(key_value()).prop_map(|prev| OpResult::Put { prev }),
             (any::<i64>(), kvs()).prop_map(|(deleted, prev)| OpResult::Delete { deleted, prev }),
             Just(OpResult::Compact),

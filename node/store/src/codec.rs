@@ -47,6 +47,9 @@ pub enum CodecError {
     /// Transactions nested deeper than [`TXN_DEPTH_MAX`].
     #[error("transactions are nested deeper than {TXN_DEPTH_MAX}")]
     TooDeep,
+    /// Keys are to be hashed to none.
+    #[error("a hashed keyspace has no slots")]
+    NoSlots,
     /// A read specification does not parse.
     #[error(transparent)]
     Spec(#[from] spec_codec::SpecCodecError),

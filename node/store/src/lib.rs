@@ -5,6 +5,9 @@
 //! entries give the same state and the same answers on every member: nothing here reads a clock, draws a random number
 //! or depends on when a sweep ran. The WAL is the truth; losing this state costs time, not data.
 //!
+//! A group may be one shard of a keyspace: [`partition`] says what it owns and where its revisions come from, [`ops::ShardCommand`] what
+//! can be done with it. Splitting and joining move no rows, see `mvcc::sources` and `mvcc::split`.
+//!
 //! What it is not: it knows neither leaders nor clients nor who waits for an answer, it does not check quotas (that happens
 //! before a command enters the log, since members differ in free space), and it grants no leases yet.
 //!
@@ -28,8 +31,8 @@ pub mod snapshot;
 pub use error::StoreError;
 pub use mem::MemStore;
 pub use mvcc::{
-    ApplyItem, CHILD_BIRTH, CommandResult, Locks, Mvcc, RangeAnswer, StoreSize, Sweep, compare_holds, finish_range, groups,
-    tidy,
+    ApplyItem, CHILD_BIRTH, CommandResult, Locks, Mvcc, RangeAnswer, StoreSize, Sweep, compare_holds, finish_range,
+    groups, tidy,
 };
 pub use sled_store::{BARRIER_BYTES, CHUNK_BYTES, Defragmented, Opened, QUARANTINES_MAX, SledOptions, SledStore};
 pub use state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};

@@ -261,10 +261,14 @@ pub enum Command {
 }
 
 /// What is done with a shard as a whole, and its part in transactions over several shards. None of these takes a stamp.
+///
+/// What changes the shard as a whole (`Settle`, `Split`, `Seal`, `Absorb`) is refused with `Locked` while a transaction over several
+/// shards is prepared here: it is finished on the shard that it was planned for.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum ShardCommand {
-    /// Sets territory and source of revisions, if the territory's epoch is newer than the present one and no key that is there falls
-    /// outside of it. Answers with the current revision either way.
+    /// Sets territory and source of revisions, if the territory's epoch is newer than the present one. `Stale` if a key that is there would
+    /// fall outside of it, or if keys would be put in order in another way in a shard that was ever cut. Of an epoch that is not newer it
+    /// only answers with the current revision.
     Settle {
         /// What is to be owned.
         territory: Territory,
@@ -281,7 +285,9 @@ pub enum ShardCommand {
         /// The group to be.
         child: GroupId,
     },
-    /// From here on clients are refused; the answer says where in the log "here" is.
+    /// From here on clients are refused; the answer says where in the log "here" is. `Locked` while decisions are kept that nobody has
+    /// told to forget, because who takes over would not know them. A sealed shard decides nothing, so a coordinator that is no
+    /// more, and what it did not decide, is the same as a decision to abort.
     Seal {
         /// The operation that wants it, which alone can undo it.
         operation: u64,
@@ -291,7 +297,8 @@ pub enum ShardCommand {
         /// The operation.
         operation: u64,
     },
-    /// The sealed right neighbour's state joins. Once it happened it is Ok again.
+    /// The sealed right neighbour's state joins. Once it happened it is Ok again. Whoever has proposed it must never propose `Unseal` of
+    /// the same operation any more: members that are behind would still join what others have let go on.
     Absorb {
         /// The operation that sealed the neighbour.
         operation: u64,

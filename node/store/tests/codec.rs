@@ -35,14 +35,18 @@ fn nested(depth: usize) -> Command {
     Command::Txn(txn)
 }
 
+fn command() -> impl Strategy<Value = Command> {
+    prop_oneof![arb::command(), arb::shard_command().prop_map(Command::Shard)]
+}
+
 proptest! {
     #[test]
-    fn commands_come_back_as_they_went_in(command in arb::command()) {
+    fn commands_come_back_as_they_went_in(command in command()) {
         prop_assert_eq!(decode_command(encode(&command)).unwrap(), command);
     }
 
     #[test]
-    fn a_cut_or_lengthened_command_is_refused(command in arb::command(), cut in any::<proptest::sample::Index>()) {
+    fn a_cut_or_lengthened_command_is_refused(command in command(), cut in any::<proptest::sample::Index>()) {
         let bytes = encode(&command);
         prop_assert!(decode_command(bytes.slice(..cut.index(bytes.len()))).is_err());
         let longer = [&bytes[..], &[0]].concat();
@@ -51,7 +55,7 @@ proptest! {
 
     #[test]
     fn arbitrary_and_damaged_bytes_never_panic(
-        command in arb::command(), noise in proptest::collection::vec(any::<u8>(), 0..60), at in any::<proptest::sample::Index>(),
+        command in command(), noise in proptest::collection::vec(any::<u8>(), 0..60), at in any::<proptest::sample::Index>(),
     ) {
         let mut bytes = encode(&command).to_vec();
         let at = at.index(bytes.len());

@@ -397,3 +397,38 @@ fn a_parent_that_comes_late_to_a_split_leaves_the_child_alone_that_is_here() {
     };
     assert_eq!(owned(&came), owned(&child));
 }
+
+#[test]
+fn rows_in_too_many_slots_are_brought_together() {
+    let store = MemStore::default();
+    let keys = parent(store.clone(), Partitioning::Range);
+    let mut stamp = 10;
+    // Each round leaves rows of its own in three slots, and there is room for 256.
+    for round in 0..100 {
+        let child = split(&keys, "d", CHILD);
+        for (keys, key) in [(&keys, "a"), (&child, "e")] {
+            put_at(keys, key, &round.to_string(), stamp);
+            stamp += 1;
+        }
+        assert_eq!(absorb(&keys, &child, round), Ok(ShardResult::Absorbed));
+        child.mvcc.retire().unwrap();
+        child.sweep();
+        put_at(&keys, "f", &round.to_string(), stamp);
+        stamp += 1;
+    }
+    keys.sweep();
+    for keys in [
+        &keys,
+        &Keys {
+            mvcc: Mvcc::open(store, G).unwrap(),
+        },
+    ] {
+        assert_eq!(keys.mvcc.size().unwrap().revisions, 6 + 300);
+        for round in 0..100 {
+            let at = 10 + round * 3 + 2;
+            for key in ["a", "e", "f"] {
+                assert_eq!(keys.get_at(key, at).unwrap().unwrap().value, bytes(&round.to_string()));
+            }
+        }
+    }
+}

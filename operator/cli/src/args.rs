@@ -47,12 +47,12 @@ pub(crate) enum Command {
         #[arg(long = "filename", short = 'f', value_name = "FILE", required = true)]
         files: Vec<PathBuf>,
     },
-    /// List clusters and shard layouts
+    /// List clusters and shard layouts, or keyspaces, shards and operations
     Get {
         /// What to list
         #[arg(value_enum, default_value_t = Kind::All)]
         kind: Kind,
-        /// Only the one of this name
+        /// Only the one of this name; of keyspaces, shards and operations: those of this layout, cluster or keyspace
         name: Option<String>,
         /// How to show them
         #[arg(long, short, value_enum, default_value_t = Output::Table)]
@@ -61,7 +61,7 @@ pub(crate) enum Command {
         #[arg(long, short = 'A')]
         all_namespaces: bool,
     },
-    /// Show one cluster: its members, their roles and lag, its conditions
+    /// Show one cluster: its members, their roles and lag, its conditions, its keyspaces and shards
     Status {
         /// The cluster's name
         name: String,
@@ -138,6 +138,15 @@ pub(crate) enum Kind {
     /// ShardLayouts
     #[value(name = "shardlayouts", aliases = ["shardlayout", "layouts", "layout"])]
     Layouts,
+    /// Keyspaces, each with its shards counted and where it is reached
+    #[value(name = "keyspaces", aliases = ["keyspace"])]
+    Keyspaces,
+    /// Shards, with range, leader, voters, size and lag
+    #[value(name = "shards", aliases = ["shard"])]
+    Shards,
+    /// What is being done to shards
+    #[value(name = "operations", aliases = ["operation", "ops"])]
+    Operations,
 }
 
 /// What `delete` deletes.

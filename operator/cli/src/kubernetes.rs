@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 use crate::manifest::{self, Object};
+use crate::view::shards;
 
 /// Who owns the fields that `althing apply` sets (Server-Side Apply).
 const FIELD_MANAGER: &str = "althing";
@@ -122,13 +123,20 @@ impl Kubernetes {
     }
 
     /// What is going on with a cluster: what the operator says in status, and the Events.
-    pub(crate) async fn why(&self, cluster: &RaftCluster) -> Result<Vec<String>, Error> {
-        let name = cluster.name_any();
-        let selector = format!("involvedObject.kind=RaftCluster,involvedObject.name={name}");
+    pub(crate) async fn why(&self, cluster: &RaftCluster, layouts: &[ShardLayout]) -> Result<Vec<String>, Error> {
+        let mut events = self.events("RaftCluster", &cluster.name_any()).await?;
+        for layout in layouts {
+            events.extend(self.events("ShardLayout", &layout.name_any()).await?);
+        }
+        Ok(why(cluster, layouts, events))
+    }
+
+    async fn events(&self, kind: &str, name: &str) -> Result<Vec<Event>, Error> {
+        let selector = format!("involvedObject.kind={kind},involvedObject.name={name}");
         let events: Api<Event> = self.api();
         let events = events.list(&ListParams::default().fields(&selector)).await;
         let events = events.map_err(|error| failed("cannot list events", error))?;
-        Ok(why(cluster, events.items))
+        Ok(events.items)
     }
 
     /// Deletes a cluster or a layout.
@@ -153,7 +161,7 @@ impl Kubernetes {
 }
 
 /// The operator's reasons, then the Events from old to new. Pure.
-fn why(cluster: &RaftCluster, mut events: Vec<Event>) -> Vec<String> {
+fn why(cluster: &RaftCluster, layouts: &[ShardLayout], mut events: Vec<Event>) -> Vec<String> {
     let mut lines = Vec::new();
     match &cluster.status {
         None => lines.push(
@@ -175,6 +183,7 @@ fn why(cluster: &RaftCluster, mut events: Vec<Event>) -> Vec<String> {
             }
         }
     }
+    lines.extend(shards::why(layouts));
     let moment = |event: &Event| {
         let micro = event.event_time.as_ref().map(|time| time.0);
         micro
@@ -263,9 +272,9 @@ mod tests {
             {"type": "Ready", "status": "True", "reason": "AsDeclared", "message": "all 3 members vote and serve", "lastTransitionTime": "2026-01-01T00:00:00Z"},
         ]}));
         let text = [
-            why(&busy, vec![event(2, "Promote"), event(1, "AddLearner")]),
-            why(&settled, Vec::new()),
-            why(&cluster(Value::Null), Vec::new()),
+            why(&busy, &[], vec![event(2, "Promote"), event(1, "AddLearner")]),
+            why(&settled, &[], Vec::new()),
+            why(&cluster(Value::Null), &[], Vec::new()),
         ];
         expect![[r#"
             Waiting (LearnerBehind): orders-1 lacks 12 entries.
@@ -280,7 +289,7 @@ mod tests {
     #[test]
     fn only_the_newest_events_are_told() {
         let many: Vec<Event> = (0..60).map(|n| event(n, &format!("R{n}"))).collect();
-        let lines = why(&cluster(json!({"observedGeneration": 2})), many);
+        let lines = why(&cluster(json!({"observedGeneration": 2})), &[], many);
         assert_eq!(lines.len(), MAX_EVENTS);
         assert!(lines.last().is_some_and(|line| line.contains("R59")));
     }

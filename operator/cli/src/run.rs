@@ -19,7 +19,7 @@ use crate::manifest::{self, Object};
 use crate::target::{self, Facts, Target};
 use crate::ui::Ui;
 use crate::view::paint::Paint;
-use crate::view::{members, objects};
+use crate::view::{members, objects, shards};
 
 /// Largest file of YAML that is read: thousands of objects.
 const MAX_FILE: u64 = 4 * 1024 * 1024;
@@ -205,13 +205,28 @@ impl Wanted {
                     .as_ref()
                     .is_none_or(|wanted| namespace.as_ref() == Some(wanted))
         };
+        let (with_clusters, with_layouts, parts) = match self.kind {
+            Kind::All => (true, true, false),
+            Kind::Clusters => (true, false, false),
+            Kind::Layouts => (false, true, false),
+            Kind::Keyspaces | Kind::Shards | Kind::Operations => (false, true, true),
+        };
         let clusters = clusters
             .into_iter()
-            .filter(|one| self.kind != Kind::Layouts && meant(one.name_any(), one.namespace()))
+            .filter(|one| with_clusters && meant(one.name_any(), one.namespace()))
             .collect();
         let layouts = layouts
             .into_iter()
-            .filter(|one| self.kind != Kind::Clusters && meant(one.name_any(), one.namespace()))
+            .filter(|one| {
+                // What is part of a layout may be asked for by any of its names.
+                let names = [
+                    one.name_any(),
+                    one.spec.cluster_ref.name.clone(),
+                    one.spec.keyspace.clone(),
+                ];
+                let names = if parts { &names[..] } else { &names[..1] };
+                with_layouts && names.iter().any(|name| meant(name.clone(), one.namespace()))
+            })
             .collect();
         (clusters, layouts)
     }
@@ -227,7 +242,7 @@ fn show(
     if clusters.is_empty() && layouts.is_empty() {
         if let Some(name) = &wanted.name {
             let kind = match wanted.kind {
-                Kind::Layouts => "ShardLayout",
+                Kind::Layouts | Kind::Keyspaces | Kind::Shards | Kind::Operations => "ShardLayout",
                 Kind::Clusters => "RaftCluster",
                 Kind::All => "RaftCluster or ShardLayout",
             };
@@ -244,6 +259,19 @@ fn show(
         }
     }
     let everywhere = wanted.namespace.is_none();
+    match wanted.kind {
+        Kind::All | Kind::Clusters | Kind::Layouts => {}
+        Kind::Keyspaces | Kind::Shards | Kind::Operations => {
+            let text = shards::get(paint(), wanted.kind, output, &layouts, everywhere).map_err(Error::Supervisor)?;
+            return match text {
+                Some(text) => print(&text),
+                None => {
+                    eprintln!("nothing of this kind {place}");
+                    Ok(())
+                }
+            };
+        }
+    }
     let text = objects::get(
         paint(),
         output,
@@ -256,10 +284,21 @@ fn show(
     print(&text.map_err(Error::Supervisor)?)
 }
 
-fn show_status(cluster: &RaftCluster, output: Output) -> Result<(), Error> {
+/// The layouts of a cluster.
+fn of_cluster(layouts: Vec<ShardLayout>, cluster: &RaftCluster) -> Vec<ShardLayout> {
+    layouts
+        .into_iter()
+        .filter(|layout| {
+            layout.namespace() == cluster.namespace() && layout.spec.cluster_ref.name == cluster.name_any()
+        })
+        .collect()
+}
+
+fn show_status(cluster: &RaftCluster, layouts: &[ShardLayout], output: Output) -> Result<(), Error> {
+    let text = |wide| members::status(paint(), cluster, wide) + &shards::section(paint(), layouts, wide);
     match output {
-        Output::Table => print(&members::status(paint(), cluster, false)),
-        Output::Wide => print(&members::status(paint(), cluster, true)),
+        Output::Table => print(&text(false)),
+        Output::Wide => print(&text(true)),
         Output::Json | Output::Yaml => {
             let value = serde_json::to_value(cluster).map_err(|error| Error::Supervisor(error.to_string()))?;
             print(&objects::rendered(output, &value).map_err(Error::Supervisor)?)
@@ -289,9 +328,11 @@ const ON_THIS_MACHINE: &str = "on this machine";
 
 async fn in_kubernetes(kubernetes: &Kubernetes, command: Command) -> Result<(), Error> {
     let cluster = async |name: &str| {
-        let (clusters, _) = kubernetes.objects(false).await?;
+        let (clusters, layouts) = kubernetes.objects(false).await?;
         let found = clusters.into_iter().find(|cluster| cluster.name_any() == name);
-        found.ok_or_else(|| not_found("RaftCluster", kubernetes.namespace(), name, IN_KUBERNETES))
+        let found = found.ok_or_else(|| not_found("RaftCluster", kubernetes.namespace(), name, IN_KUBERNETES))?;
+        let layouts = of_cluster(layouts, &found);
+        Ok::<_, Error>((found, layouts))
     };
     match command {
         Command::Apply { files } => {
@@ -310,7 +351,10 @@ async fn in_kubernetes(kubernetes: &Kubernetes, command: Command) -> Result<(), 
             let all = kubernetes.objects(all_namespaces).await?;
             show(&Wanted { kind, name, namespace }, output, all, IN_KUBERNETES)
         }
-        Command::Status { name, output } => show_status(&cluster(&name).await?, output),
+        Command::Status { name, output } => {
+            let (cluster, layouts) = cluster(&name).await?;
+            show_status(&cluster, &layouts, output)
+        }
         Command::Scale { name, to } => {
             let line = match to {
                 ScaleTo {
@@ -321,7 +365,10 @@ async fn in_kubernetes(kubernetes: &Kubernetes, command: Command) -> Result<(), 
             };
             print_lines(&[line])
         }
-        Command::Why { name } => show_why(&name, &kubernetes.why(&cluster(&name).await?).await?),
+        Command::Why { name } => {
+            let (cluster, layouts) = cluster(&name).await?;
+            show_why(&name, &kubernetes.why(&cluster, &layouts).await?)
+        }
         Command::Delete { kind, name } => print_lines(&[kubernetes.delete(kind == DeleteKind::Cluster, &name).await?]),
         Command::Up(_) | Command::Down | Command::Completion { .. } | Command::Version => Ok(()),
     }
@@ -374,7 +421,11 @@ impl Supervised {
                     ON_THIS_MACHINE,
                 )
             }
-            Command::Status { name, output } => show_status(&self.cluster(&name).await?, output),
+            Command::Status { name, output } => {
+                let cluster = self.cluster(&name).await?;
+                let layouts = of_cluster(self.objects().await?.layouts, &cluster);
+                show_status(&cluster, &layouts, output)
+            }
             Command::Scale { name, to } => self.scale(&name, &to).await,
             Command::Why { name } => {
                 let lines = self.client.why(&self.key(&name)).await;

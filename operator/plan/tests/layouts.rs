@@ -343,7 +343,7 @@ fn conditions_tell_how_far_it_is() {
         &expect![[r#"
             Ready False Splitting: 2 of 3 shards; Split of shard 4 (Cut): 3 shards are desired
             Progressing True Splitting: Split of shard 4 (Cut): 3 shards are desired
-            Degraded False NoDamage: every shard has a leader
+            Degraded False NoDamage: every shard that was heard of has a leader
         "#]],
     );
     told(
@@ -353,7 +353,7 @@ fn conditions_tell_how_far_it_is() {
         &expect![[r#"
         Ready False Resharding: 2 of 3 shards
         Progressing True Resharding: 2 of 3 shards
-        Degraded False NoDamage: every shard has a leader
+        Degraded False NoDamage: every shard that was heard of has a leader
     "#]],
     );
     let full = || vec![shard(4, "", "/g"), shard(6, "/g", "/m"), shard(5, "/m", "")];
@@ -364,7 +364,7 @@ fn conditions_tell_how_far_it_is() {
         &expect![[r#"
             Ready True AsDeclared: keyspace audit serves from 3 shards
             Progressing False AsDeclared: nothing is left to do
-            Degraded False NoDamage: every shard has a leader
+            Degraded False NoDamage: every shard that was heard of has a leader
         "#]],
     );
     let moving = OperationStatus {
@@ -380,7 +380,7 @@ fn conditions_tell_how_far_it_is() {
         &expect![[r#"
             Ready True AsDeclared: keyspace audit serves from 3 shards
             Progressing True Moving: Move of shard 4 (CatchUp): orders-4 is being emptied
-            Degraded False NoDamage: every shard has a leader
+            Degraded False NoDamage: every shard that was heard of has a leader
         "#]],
     );
     let mut headless = full();

@@ -175,9 +175,11 @@ fn invalid(message: &str) -> LayoutAssessment {
     }
 }
 
-/// Where clients reach the keyspace.
-fn endpoint(layout: &ValidatedLayout) -> String {
+/// Where clients reach the keyspace; none for one without a port that is not the default: only a name of its own leads to it,
+/// and which name that is, is for those to say who make one.
+fn endpoint(layout: &ValidatedLayout) -> Option<String> {
     let namespace = layout.namespace.as_deref().unwrap_or("default");
-    let port = layout.port.unwrap_or(names::CLIENT_PORT);
-    format!("{}.{namespace}.svc:{port}", layout.cluster)
+    let default = (layout.keyspace == names::DEFAULT_KEYSPACE).then_some(names::CLIENT_PORT);
+    let port = layout.port.or(default)?;
+    Some(format!("{}.{namespace}.svc:{port}", layout.cluster))
 }

@@ -56,7 +56,7 @@ fn status(
             conditions,
             current_shards: i32::try_from(table.current_shards).unwrap_or(i32::MAX),
             revisions: table.revisions.map(ToOwned::to_owned),
-            endpoint: layout.filter(|_| table.revisions.is_some()).map(super::endpoint),
+            endpoint: layout.filter(|_| table.revisions.is_some()).and_then(super::endpoint),
             bytes: table.bytes,
             shards: table.shards.clone(),
             shards_not_listed: i32::try_from(table.not_listed).unwrap_or(i32::MAX),

@@ -228,6 +228,9 @@ impl Traffic {
     }
 }
 
+/// The group that holds the keys.
+const FIRST_SHARD: u64 = 1;
+
 /// What one member says of the shard's reads.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct View {
@@ -244,13 +247,17 @@ pub struct View {
 }
 
 impl View {
-    /// From the answer about its shards: of the first, which is all that these members have.
+    /// From the answer about its shards: of the first shard of keys, which is all that these members have beside the meta group.
     ///
     /// # Errors
     /// If it is none, or has no reads: the program is too old for them.
     pub fn parse(answer: &str) -> Result<Self, String> {
         let answer: Value = serde_json::from_str(answer).map_err(|error| error.to_string())?;
-        let shard = &answer["shards"][0];
+        let shards = answer["shards"].as_array().into_iter().flatten();
+        let shard = shards
+            .into_iter()
+            .find(|shard| shard["id"] == FIRST_SHARD)
+            .ok_or("it does not have the first shard")?;
         let reads = &shard["reads"];
         let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
         Ok(Self {

@@ -463,6 +463,11 @@ impl Net {
     /// One member says this to another, in the former's term.
     pub(crate) fn say(&mut self, from: MemberId, to: MemberId, body: Body) {
         let term = self.raft(from.0).view().soft.term;
+        self.say_in(from, to, term, body);
+    }
+
+    /// The same in another term.
+    pub(crate) fn say_in(&mut self, from: MemberId, to: MemberId, term: Term, body: Body) {
         let group = GroupId::FIRST_SHARD;
         self.step(
             to,

@@ -66,16 +66,18 @@ impl<'a> Draft<'a> {
         self.because(format!("keyspace {:?} is dropped", keyspace.name));
     }
 
-    /// A shard that an operation may begin on: it has a leader that answers, and is what the map says.
+    /// A shard that an operation may begin on: it has a leader that answers and a majority that is caught up, and is what the map
+    /// says.
     fn fit(&self, group: GroupId, record: &ShardRecord) -> Option<Leader<'a>> {
         let leader = self.view.leader(group)?;
         let config = &leader.seen.config;
         let settled = !config.is_joint() && config.learners.is_empty() && config.voters.iter().eq(&record.replicas);
         let known = leader.seen.territory.epoch == record.epoch && leader.seen.sealed.is_none();
-        (!self.is_busy(group) && settled && known).then_some(leader)
+        let well = || self.view.quorum_without(leader, &BTreeSet::new());
+        (!self.is_busy(group) && settled && known && well()).then_some(leader)
     }
 
-    /// Begins to move replicas that are at wrong places. Says whether there is nothing left to repair.
+    /// Begins to move replicas that are at wrong places. Says whether there is nothing that it can do, now or soon.
     fn repair(&mut self) -> bool {
         let mut faults: Vec<(Option<Fault>, GroupId, BTreeSet<MemberId>)> = Vec::new();
         for (group, record) in &self.state.shards {
@@ -100,36 +102,38 @@ impl<'a> Draft<'a> {
                 faults.push((fault, *group, config.voters.clone()));
             }
         }
-        let healthy = faults.is_empty();
         faults.sort_by_key(|(fault, group, _)| (fault.is_none(), *fault, *group));
-        let mut looks = LOOKS_MAX.max(self.limits.operations);
-        for (fault, group, current) in faults {
+        let looks = LOOKS_MAX.max(self.limits.operations);
+        if faults.len() > looks {
+            // What cannot be helped must not hide for ever what can.
+            let turn = usize::try_from(self.view.wall_seconds()).unwrap_or_default() * looks % faults.len();
+            faults.rotate_left(turn);
+        }
+        let mut healthy = faults.len() <= looks;
+        for (fault, group, current) in faults.into_iter().take(looks) {
             let giver = self.view.leader(group).map(|leader| leader.member);
             let gives = fault.is_none_or(|fault| fault == Fault::Surplus);
-            if !self.may_begin() || looks == 0 {
-                break;
+            let waits = !gives && giver.is_some_and(|giver| self.copies_left(giver) == 0);
+            if waits || !self.may_begin() {
+                healthy = false;
+            } else {
+                healthy &= !self.repair_one(group, fault, &current);
             }
-            if !gives && giver.is_some_and(|giver| self.copies_left(giver) == 0) {
-                continue;
-            }
-            looks -= 1;
-            self.repair_one(group, fault, &current);
         }
         healthy
     }
 
-    fn repair_one(&mut self, group: GroupId, fault: Option<Fault>, current: &BTreeSet<MemberId>) {
+    /// Begins to move one shard's replicas. Says whether it does or will soon.
+    fn repair_one(&mut self, group: GroupId, fault: Option<Fault>, current: &BTreeSet<MemberId>) -> bool {
         let Some(record) = self.state.shards.get(&group) else {
-            return;
+            return false;
         };
         let Some(keyspace) = self.keyspace_of(record) else {
-            return;
+            return false;
         };
         let desired = self.placement.desired(group, current, keyspace.replicas);
-        let learners = self
-            .view
-            .leader(group)
-            .is_some_and(|leader| !leader.seen.config.learners.is_empty());
+        let leader = self.view.leader(group);
+        let learners = leader.is_some_and(|leader| !leader.seen.config.learners.is_empty());
         let to: Vec<MemberId> = desired.iter().copied().collect();
         if desired == *current && !learners {
             if record.replicas != to {
@@ -139,20 +143,22 @@ impl<'a> Draft<'a> {
                 };
                 self.put_shard(group, Some(record));
                 self.because(format!("the replicas of shard {group} are elsewhere than the map says"));
-            } else if let Some(fault) = fault {
+                return true;
+            }
+            if let Some(fault) = fault {
                 self.wait(
                     Subject::Shard(group),
                     format!("{}, and there is no better place", wrong(fault)),
                 );
             }
-            return;
+            return false;
         }
         if !self.may_copy(group, current, &desired) {
             self.wait(
                 Subject::Shard(group),
                 "it waits for other copies to or from its members",
             );
-            return;
+            return true;
         }
         let why = fault.map_or("an earlier change was left half done", wrong);
         self.begin(
@@ -160,6 +166,7 @@ impl<'a> Draft<'a> {
             Work::Move { group, to },
             format!("shard {group}: {why}"),
         );
+        true
     }
 
     fn keyspace_of(&self, record: &ShardRecord) -> Option<&'a KeyspaceRecord> {

@@ -88,10 +88,9 @@ impl<'a> Draft<'a> {
         let target: BTreeSet<MemberId> = to.iter().copied().collect();
         let config = self.view.leader(*group).map(|leader| &leader.seen.config);
         let hopeless = target.iter().copied().find(|member| {
-            let site = self.placement.sites().get(member);
-            let leaves = site.is_none_or(|site| !site.active) && !record.replicas.contains(member);
-            let votes = config.is_some_and(|config| config.is_voter(*member));
-            leaves || (!votes && !record.replicas.contains(member) && !self.view.reachable(*member))
+            let newcomer = config.is_some_and(|config| !config.is_voter(*member));
+            let leaves = self.placement.sites().get(member).is_none_or(|site| !site.active);
+            newcomer && (leaves || !self.view.reachable(*member))
         });
         if let Some(member) = hopeless {
             return self.end(
@@ -199,18 +198,8 @@ impl<'a> Draft<'a> {
             return;
         };
         let config = leader.seen.config.members();
-        // A new leader's first entry moves the end, and changes nothing else: the shard is sealed.
-        let newest = self
-            .view
-            .replicas(merge.right, &config)
-            .map(|seen| seen.applied)
-            .max_by_key(|applied| (applied.term, applied.index))
-            .unwrap_or(at);
-        if !at.up_to_date_with(newest) {
-            let reason = format!("{merge}: {} ends at entry {} now", merge.right, newest.index);
-            let phase = MergePhase::Confirm { at: newest };
-            return self.advance(merge.id, merge.operation, merge.at(phase), reason);
-        }
+        // `at` stays what it was when the shard was seen sealed and without transactions: nothing after it changes the state, neither a
+        // new leader's first entry nor what clients go on asking for, and following those would never end.
         let confirmed = |member: &MemberId| {
             let seen = self.view.replica(*member, merge.right);
             seen.is_some_and(|seen| {

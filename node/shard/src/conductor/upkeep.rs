@@ -207,7 +207,9 @@ impl<'a> Draft<'a> {
             let forgotten = self.state.is_forgotten(group) && !others.iter().any(behind);
             return forgotten.then(|| (CloseGuard::Forgotten, format!("shard {group} is no more")));
         };
-        if record.replicas.contains(&member) {
+        let leader = self.view.leader(group);
+        let member_now = leader.is_some_and(|leader| leader.seen.config.contains(member));
+        if member_now || record.replicas.contains(&member) {
             return None;
         }
         // Whatever this replica acknowledged is committed by others, among whom it has no vote.
@@ -231,15 +233,23 @@ impl<'a> Draft<'a> {
                 led.insert(*member, 0);
             }
         }
+        for group in self.state.shards.keys() {
+            if let Some(leader) = self.view.leader(*group)
+                && let Some(count) = led.get_mut(&leader.member)
+            {
+                *count += 1;
+            }
+        }
+        if led.values().max().unwrap_or(&0) < &(led.values().min().unwrap_or(&0) + 2) {
+            return;
+        }
         let mut idle: BTreeMap<MemberId, Vec<GroupId>> = BTreeMap::new();
         for group in self.state.shards.keys() {
-            if let Some(leader) = self.view.leader(*group) {
-                if let Some(count) = led.get_mut(&leader.member) {
-                    *count += 1;
-                }
-                if !self.is_busy(*group) && !leader.seen.config.is_joint() {
-                    idle.entry(leader.member).or_default().push(*group);
-                }
+            if let Some(leader) = self.view.leader(*group)
+                && !self.is_busy(*group)
+                && !leader.seen.config.is_joint()
+            {
+                idle.entry(leader.member).or_default().push(*group);
             }
         }
         let mut busiest: Vec<(usize, MemberId)> = led.iter().map(|(member, count)| (*count, *member)).collect();

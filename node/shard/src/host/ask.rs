@@ -101,6 +101,10 @@ impl Host {
         if expected.is_some_and(|expected| expected != current) {
             return self.turn.complete(request, Err(Refusal::Conflict { current }));
         }
+        if matches!(step, ConfigStep::AddLearner(_)) && group.holds_reshaping() {
+            // Until the log is cut behind it.
+            return self.turn.complete(request, Err(Refusal::ChangeInFlight));
+        }
         let change = ConfigChange {
             request: self.config_request(request),
             step,

@@ -2,14 +2,16 @@
 
 use super::stamps::Stamps;
 use crate::effect::{Done, WriteToken};
+use crate::envelope::Envelope;
 use crate::policy::{CutPolicy, LogFacts, compact_to};
 use althing_raft::Raft;
-use althing_raft::entry::{ConfigState, SnapshotMeta};
+use althing_raft::entry::{ConfigState, Entry, Payload, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
 use althing_raft::io::{RequestId, Role, Soft};
 use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
 use althing_raft::roster::Footprint;
+use althing_store::codec::ends_batch;
 use bytes::Bytes;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -38,6 +40,9 @@ pub(super) struct Group {
     pub(super) transfers: Vec<RequestId>,
     /// Commands that wait for revisions, in a sequenced group.
     pub(super) stamps: Stamps,
+    /// The newest entry that cut the group in two, or joined another one with it. A member that gets the log from its beginning cannot do
+    /// that once more: the other group is not there. So the log is cut behind it before anybody is added.
+    pub(super) reshaped: Index,
     /// Answers that wait for the state machine.
     after_apply: BTreeMap<Index, Vec<(RequestId, Done)>>,
     /// Batches on their way through the state machine: last position, whose requests it answers, bytes.
@@ -66,6 +71,7 @@ impl Group {
             reads: Vec::new(),
             transfers: Vec::new(),
             stamps: Stamps::default(),
+            reshaped: Index::ZERO,
             after_apply: BTreeMap::new(),
             applying: VecDeque::new(),
             backlog_bytes: 0,
@@ -158,7 +164,28 @@ impl Group {
             },
             slowest_active,
         };
-        compact_to(policy, facts)
+        let usual = compact_to(policy, facts);
+        // Whoever answers gets to it by the log first: a snapshot in its place would not bring the group that was cut off.
+        let all_there = slowest_active.is_none_or(|slowest| slowest >= self.reshaped);
+        let due = self.reshaped >= facts.first && self.reshaped <= facts.durable && all_there;
+        usual.max(due.then_some(self.reshaped))
+    }
+
+    /// Whether the log still holds an entry that whoever is added must not apply.
+    pub(super) fn holds_reshaping(&self) -> bool {
+        self.reshaped > self.raft.log_start().index
+    }
+
+    /// Notes what the log holds of a former life.
+    pub(super) fn look_for_reshaping(&mut self, entries: &[Entry]) {
+        let reshaping = |entry: &&Entry| match &entry.payload {
+            Payload::Command(envelope) => {
+                Envelope::decode(envelope.clone()).is_ok_and(|envelope| ends_batch(&envelope.command))
+            }
+            Payload::Noop | Payload::Config(_) | Payload::Reads(_) => false,
+        };
+        let newest = entries.iter().rev().find(reshaping);
+        self.reshaped = newest.map_or(Index::ZERO, |entry| entry.index);
     }
 
     /// When something must happen here without an event.

@@ -142,9 +142,10 @@ impl Host {
             "a group that hibernates needs signs of life"
         );
         let id = start.config.group;
-        let applied = start.start.applied.clone();
+        let (applied, entries) = (start.start.applied.clone(), start.start.entries.clone());
         let (raft, output) = Raft::new(start.config, start.start, now);
-        let group = Group::new(raft, applied);
+        let mut group = Group::new(raft, applied);
+        group.look_for_reshaping(&entries);
         self.neighbours_change(now, &ConfigState::default(), &group.soft.config);
         let before = self.groups.insert(id, group);
         assert!(before.is_none(), "invariant: group {id} is started once");
@@ -263,6 +264,7 @@ impl Host {
             } => self.resolve(now, request, group, deadline),
             Event::Sequenced { group, on } => self.sequenced(group, on),
             Event::Stamped { group, ticket, first } => self.stamped(now, group, ticket, first),
+            Event::Campaign { group } => self.step(now, group, Input::Campaign),
             Event::Retire { group, ends_at } => self.retire(now, group, ends_at),
             Event::Messages(messages) => messages.into_iter().for_each(|message| self.receive(now, message)),
             Event::PeerSeen { member, address } => {

@@ -7,7 +7,7 @@
 use super::{Group, Host};
 use althing_raft::entry::ConfigState;
 use althing_raft::ids::{GroupId, MemberId, Now, Term};
-use althing_raft::io::Input;
+use althing_raft::io::{Input, Role};
 use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
 use std::collections::{BTreeMap, VecDeque};
@@ -26,12 +26,20 @@ struct Neighbour {
     silent: bool,
 }
 
+/// What groups must hear about a node.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum News {
+    /// It may have ended before it is a group's turn to hear of it.
+    Silent,
+    Restarted,
+    Returned,
+}
+
 /// A group that must hear about a node.
 struct Wake {
     peer: MemberId,
     group: GroupId,
-    /// Silence may end before it is this group's turn; another boot stays one.
-    restarted: bool,
+    news: News,
 }
 
 /// All other nodes that matter here.
@@ -59,11 +67,17 @@ impl Neighbours {
         (!self.all.is_empty()).then_some(self.beat_at)
     }
 
-    fn heard(&mut self, now: Now, from: MemberId) {
-        if let Some(neighbour) = self.all.get_mut(&from) {
-            neighbour.heard = now;
-            neighbour.silent = false;
-        }
+    /// Whether nothing had been heard of it for long.
+    fn heard(&mut self, now: Now, from: MemberId) -> bool {
+        let Some(neighbour) = self.all.get_mut(&from) else {
+            return false;
+        };
+        neighbour.heard = now;
+        std::mem::take(&mut neighbour.silent)
+    }
+
+    fn is_silent(&self, peer: MemberId) -> bool {
+        self.all.get(&peer).is_none_or(|neighbour| neighbour.silent)
     }
 
     /// Whether it is another boot than the last one heard of.
@@ -121,23 +135,41 @@ impl Host {
         if self.config.silence.is_none() {
             return;
         }
-        self.neighbours.heard(now, message.from);
+        if self.neighbours.heard(now, message.from) {
+            Mark::NodeReturned.hit();
+            self.tell_groups_of(message.from, News::Returned);
+        }
         if let Body::Alive { boot } = message.body
             && self.neighbours.boots(message.from, boot)
         {
             Mark::NodeRestarted.hit();
-            self.wake_groups_of(message.from, true);
+            self.tell_groups_of(message.from, News::Restarted);
         }
     }
 
-    fn wake_groups_of(&mut self, peer: MemberId, restarted: bool) {
-        let sleeps = |(_, group): &(&GroupId, &Group)| group.raft.hibernates() && group.soft.config.contains(peer);
-        let groups = self.groups.iter().filter(sleeps);
-        let wakes = groups.map(|(id, _)| Wake {
-            peer,
-            group: *id,
-            restarted,
+    fn tell_groups_of(&mut self, peer: MemberId, news: News) {
+        let matters = |(_, group): &(&GroupId, &Group)| {
+            let listens = group.raft.hibernates() || group.soft.role == Role::Leader;
+            listens && group.soft.config.contains(peer)
+        };
+        let groups = self.groups.iter().filter(matters);
+        let wakes = groups.map(|(id, _)| Wake { peer, group: *id, news });
+        self.neighbours.wakes.extend(wakes);
+    }
+
+    /// Tells a group that begins to lead, or whose members are others, which of them are silent.
+    pub(super) fn tell_absent(&mut self, id: GroupId) {
+        let Some(group) = self.groups.get(&id).filter(|group| group.soft.role == Role::Leader) else {
+            return;
+        };
+        let silent = self.neighbours.all.iter().filter(|(_, neighbour)| neighbour.silent);
+        let absent = silent.filter(|(peer, _)| group.soft.config.contains(**peer));
+        let wakes = absent.map(|(peer, _)| Wake {
+            peer: *peer,
+            group: id,
+            news: News::Silent,
         });
+        let wakes: Vec<_> = wakes.collect();
         self.neighbours.wakes.extend(wakes);
     }
 
@@ -147,7 +179,7 @@ impl Host {
         if !self.neighbours.all.is_empty() && self.neighbours.beat_at <= now {
             for peer in self.neighbours.fall_silent(now, silence) {
                 Mark::NodeSilent.hit();
-                self.wake_groups_of(peer, false);
+                self.tell_groups_of(peer, News::Silent);
             }
             self.neighbours.beat_at = now.after(self.config.heartbeat_interval);
             let boot = self.config.nonce.0;
@@ -165,13 +197,16 @@ impl Host {
             let Some(wake) = self.neighbours.wakes.pop_front() else {
                 break;
             };
-            let silent = self
-                .neighbours
-                .all
-                .get(&wake.peer)
-                .is_none_or(|neighbour| neighbour.silent);
-            if silent || wake.restarted {
-                self.step(now, wake.group, Input::Silent(wake.peer));
+            let Wake { peer, group, news } = wake;
+            match news {
+                News::Silent if self.neighbours.is_silent(peer) => self.step(now, group, Input::Silent(peer)),
+                News::Silent => {}
+                News::Restarted => {
+                    // Who follows it lets it go. A leader has heard of it, and only needs to say so.
+                    self.step(now, group, Input::Silent(peer));
+                    self.step(now, group, Input::Returned(peer));
+                }
+                News::Returned => self.step(now, group, Input::Returned(peer)),
             }
         }
     }

@@ -12,6 +12,7 @@ use althing_raft::mark::Mark;
 use althing_raft::message::Message;
 use althing_raft::mutant::Mutant;
 use althing_raft::roster::{Footprint, ReadsState};
+use althing_store::codec::ends_batch;
 use althing_wal::GroupWrite;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -98,6 +99,7 @@ impl Host {
         let Some(group) = self.groups.get_mut(&id) else { return };
         let before = std::mem::replace(&mut group.soft, soft.clone());
         self.neighbours_change(now, &before.config, &soft.config);
+        self.tell_absent(id);
         let led = (before.role == Role::Leader).then_some(before.term);
         if led.is_some_and(|term| soft.role != Role::Leader || soft.term != term) {
             self.abandon_stamps(id);
@@ -152,6 +154,9 @@ impl Host {
                         let mine = envelope.proposer == me && nonces;
                         let waiter = (mine && self.requests.stage(request, Stage::Committed)).then_some(request);
                         answers.extend(waiter);
+                        if ends_batch(&envelope.command) {
+                            group.reshaped = position.index;
+                        }
                         Work::Command {
                             command: envelope.command,
                             stamp: envelope.stamp,

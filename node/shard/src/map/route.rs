@@ -4,7 +4,7 @@ use crate::map::{KeyspaceId, KeyspaceRecord, KeyspaceState, ShardRecord};
 use crate::meta::MetaState;
 use althing_raft::ids::{GroupId, MemberId};
 use althing_store::ops::KeyRange;
-use althing_store::partition::{Partitioning, RevisionSource, Span};
+use althing_store::partition::{Partitioning, RevisionSource, Span, Territory};
 use std::collections::BTreeMap;
 
 /// One keyspace's shards, as some version of the map has them.
@@ -114,11 +114,29 @@ impl RouteTable {
                 &self.routes[self.position(start)..behind]
             }
             (KeyRange::From(start), Partitioning::Range) => &self.routes[self.position(start)..],
-            (KeyRange::Between(..) | KeyRange::From(_), Partitioning::Hash { .. }) => &self.routes,
             (KeyRange::Part { span, .. }, _) => {
                 let before_end = |route: &Route| span.end.as_ref().is_none_or(|end| route.span.start < end);
                 &self.routes[self.position(&span.start)..self.routes.partition_point(before_end)]
             }
+            (KeyRange::Between(start, _) | KeyRange::From(start), Partitioning::Hash { .. }) => {
+                // Keys of one prefix stay together; any others may be anywhere.
+                let first = self.shard_of(start);
+                if self.territory(first).owns_all(keys) {
+                    std::slice::from_ref(first)
+                } else {
+                    &self.routes
+                }
+            }
+        }
+    }
+
+    /// What a shard of this table owns.
+    #[must_use]
+    pub fn territory(&self, route: &Route) -> Territory {
+        Territory {
+            partitioning: self.partitioning,
+            span: route.span.clone(),
+            epoch: route.epoch,
         }
     }
 

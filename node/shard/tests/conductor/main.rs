@@ -6,5 +6,6 @@ mod group;
 mod look;
 mod rules;
 mod scale;
+mod steps;
 mod stories;
 mod world;

@@ -102,7 +102,8 @@ impl World {
             }
         }
         for (id, member) in &self.members {
-            let held: BTreeSet<GroupId> = member.groups.keys().copied().collect();
+            let data = member.groups.keys().filter(|group| **group != GroupId::META);
+            let held: BTreeSet<GroupId> = data.copied().collect();
             let listed = self.meta.shards.iter().filter(|(_, shard)| shard.replicas.contains(id));
             let listed: BTreeSet<GroupId> = listed.map(|(group, _)| *group).collect();
             assert_eq!(held, listed, "what member {id} holds is what the map says");
@@ -127,7 +128,11 @@ impl World {
             counts.iter().max().unwrap() - counts.iter().min().unwrap()
         };
         let replicas = count(&|id| self.meta.placed_on(id).len());
-        let leaders = count(&|id| self.groups.values().filter(|group| group.leader == Some(id)).count());
+        let led = |id| {
+            let groups = self.meta.shards.keys().map(|group| &self.groups[group]);
+            groups.filter(|group| group.leader == Some(id)).count()
+        };
+        let leaders = count(&led);
         (replicas, leaders)
     }
 }

@@ -20,6 +20,8 @@ pub(crate) const STEP: Duration = Duration::from_millis(500);
 pub(crate) struct Faults {
     pub(crate) lose: u64,
     pub(crate) repeat: u64,
+    /// Actions that arrive once more long after, when much has changed.
+    pub(crate) late: u64,
     /// Rounds that an action may take to arrive.
     pub(crate) delay: u64,
     /// Plans made from an old state by somebody who does not know yet that it was replaced.
@@ -58,6 +60,8 @@ pub(crate) struct World {
     past: VecDeque<(MetaState, Observed, Now)>,
     pub(crate) queue: Vec<(Now, Action, u64)>,
     lives: u64,
+    /// Whether clients write.
+    pub(crate) clients: bool,
     /// What clients were told: partition keys with their revisions.
     pub(crate) acknowledged: BTreeMap<(KeyspaceId, Bytes), i64>,
     pub(crate) newest: BTreeMap<KeyspaceId, i64>,
@@ -78,8 +82,6 @@ pub(crate) enum Mutant {
     AnyVersion,
     /// A replica is taken down although its log has grown, or it is another one by now.
     CloseAnyway,
-    /// A configuration changes although it is another one than expected.
-    AnyConfiguration,
     /// Who is asked to make a sealed state durable says so without having it.
     ConfirmBlindly,
     /// A shard is cut whatever its epoch.
@@ -124,6 +126,7 @@ impl World {
             past: VecDeque::new(),
             queue: Vec::new(),
             lives: 0,
+            clients: true,
             acknowledged: BTreeMap::new(),
             newest: BTreeMap::new(),
             refused: 0,
@@ -161,6 +164,19 @@ impl World {
             ..State::default()
         };
         self.birth(GroupId::FIRST_SHARD, first, state);
+        // The meta group is on all members from the beginning; the conductor leaves it alone.
+        let meta = State {
+            config: ConfigState {
+                voters: self.members.keys().copied().collect(),
+                ..ConfigState::default()
+            },
+            ..State::default()
+        };
+        self.groups.insert(GroupId::META, Group::born(meta, Some(first)));
+        for member in self.members.values_mut() {
+            self.lives += 1;
+            member.groups.insert(GroupId::META, Replica::at(self.lives, 1));
+        }
     }
 
     pub(crate) fn join(&mut self, id: u64, labels: &[(&str, &str)]) {
@@ -244,7 +260,9 @@ impl World {
         self.fate();
         self.raft();
         for _ in 0..3 {
-            self.client();
+            if self.clients {
+                self.client();
+            }
         }
         self.look();
         let plan = self.plan();
@@ -300,6 +318,11 @@ impl World {
             if self.chance(faults.lose) {
                 continue;
             }
+            if self.chance(faults.late) {
+                let delay = u32::try_from(20 + self.random(60)).unwrap();
+                self.queue
+                    .push((self.now.after(STEP * delay), step.action.clone(), version));
+            }
             let times = if self.chance(faults.repeat) { 2 } else { 1 };
             for _ in 0..times {
                 let delay = u32::try_from(self.random(faults.delay + 1)).unwrap();
@@ -330,6 +353,10 @@ impl World {
     }
 
     fn elect(&mut self, id: GroupId) {
+        if self.meta.is_forgotten(id) {
+            // It is being taken down, and whatever it still does nobody looks at.
+            return;
+        }
         let depose = self.faults.depose;
         let deposed = self.chance(depose);
         let group = &self.groups[&id];
@@ -546,8 +573,10 @@ impl World {
     /// Rounds until nothing is left to do and nothing is under way.
     pub(crate) fn settle(&mut self, most: usize) -> usize {
         for round in 1..=most {
+            // What arrives in a round is looked at in the next one.
+            let quiet = self.queue.is_empty();
             let plan = self.step();
-            if plan.steps.is_empty() && self.queue.is_empty() {
+            if quiet && plan.steps.is_empty() {
                 return round;
             }
         }

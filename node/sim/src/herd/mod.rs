@@ -426,7 +426,9 @@ impl Herd {
                             .push(format!("{at} wants a snapshot, and no log was ever cut"));
                     }
                     Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced here"),
-                    Effect::Retired { .. } => unreachable!("invariant: no group is retired here"),
+                    Effect::Retired { .. } | Effect::Kept { .. } => {
+                        unreachable!("invariant: no group is retired here")
+                    }
                 }
             }
             events = (!again.is_empty()).then_some(again);

@@ -10,13 +10,17 @@ use std::time::Duration;
 pub type Scene = fn(groups: u64) -> Result<(), String>;
 
 /// All scenes, with the rules that they hold.
-pub const SCENES: [(&str, Scene); 9] = [
+pub const SCENES: [(&str, Scene); 10] = [
     ("idle groups say nothing, and their nodes little", idle),
     ("writes wake the groups that they are for, and no others", writes),
     ("when a node dies, all its groups are led again soon", node_dies),
     (
         "a node that comes back is told who leads, and brought up to date",
         node_returns,
+    ),
+    (
+        "a node that was cut off is brought up to date as soon as it is heard again",
+        cut_and_back,
     ),
     (
         "a node that restarts at once leads nothing that its followers still believe in",
@@ -124,13 +128,38 @@ fn node_returns(groups: u64) -> Result<(), String> {
         write(&mut herd, MemberId(1), group, 1, ELECTION * 2)?;
     }
     herd.run(HIBERNATE_AFTER * 2);
-    check(
-        herd.asleep().iter().all(|(_, asleep)| *asleep == 0),
-        "nobody sleeps over a member that lacks something",
-    )?;
+    check(herd.all_asleep(), "a node that is away keeps nobody awake")?;
     herd.start(MemberId(3));
     herd.until("it knows its leaders", ELECTION * 2, |herd| herd.leaderless() == 0)?;
     herd.until("it has everything", ELECTION * 3, |herd| herd.behind() == 0)?;
+    herd.until("they sleep again", HIBERNATE_AFTER * 3, Herd::all_asleep)?;
+    done(&herd)
+}
+
+fn cut_and_back(groups: u64) -> Result<(), String> {
+    let mut herd = sleeping(groups)?;
+    // It runs all the while, and misses a write in each group.
+    let away = MemberId(3);
+    for other in [1, 2].map(MemberId) {
+        herd.cut(other, away);
+        herd.cut(away, other);
+    }
+    herd.run(ELECTION * 4);
+    for group in herd.group_ids() {
+        write(&mut herd, MemberId(1), group, 1, ELECTION)?;
+    }
+    let asleep = |herd: &Herd| {
+        herd.asleep()
+            .iter()
+            .all(|(member, asleep)| *member == away || *asleep as u64 == groups)
+    };
+    herd.until("the others sleep without it", HIBERNATE_AFTER * 3, asleep)?;
+    // Its own wishes to stand are lost: only its node shows that it is back.
+    herd.heal();
+    herd.lose(|message| message.from == MemberId(3) && matches!(message.body, Body::PreVote { .. }));
+    herd.until("it has everything", ELECTION, |herd| herd.behind() == 0)?;
+    herd.heal();
+    herd.until("everybody agrees", ELECTION * 3, |herd| herd.leaderless() == 0)?;
     herd.until("they sleep again", HIBERNATE_AFTER * 3, Herd::all_asleep)?;
     done(&herd)
 }

@@ -9,12 +9,18 @@
 //! violation is a bug of the server or of the recorder. Per-key search plus ordered revisions decides
 //! strict serializability of single-key operations but for reads of different keys at equal revisions,
 //! which commute.
+//!
+//! A transaction over several keys is several events of one client at one time of invocation, each of one key and with one answered
+//! revision; all that it writes is one value. Its reads are events too. As every write has one revision over all keys, and every
+//! read must show of its key all that was written up to its own, the order of revisions is the order of everything, and a
+//! read of several keys at one revision is a snapshot. What a transaction without an answer did is learned from whoever saw its value.
 
 mod minimise;
 mod register;
 mod report;
 mod rules;
 mod search;
+mod transactions;
 
 #[cfg(test)]
 mod random;
@@ -26,7 +32,7 @@ mod tests;
 pub use report::{Rule, Violation};
 pub use rules::lost_writes;
 
-use crate::history::{Event, History};
+use crate::history::{Event, History, Reply};
 use search::Found;
 use std::collections::BTreeMap;
 
@@ -38,6 +44,8 @@ pub struct Options {
     /// Whether the revision of a read may be older than one that was seen before it, as long as its keys are right
     /// (`althing_raft::roster::Revisions::OfKeys`).
     pub revisions_of_keys: bool,
+    /// The same for whatever changed nothing: in a keyspace of several shards each tells its own newest revision.
+    pub revisions_of_shards: bool,
 }
 
 impl Default for Options {
@@ -46,6 +54,7 @@ impl Default for Options {
         Self {
             states_max: 1_000_000,
             revisions_of_keys: false,
+            revisions_of_shards: false,
         }
     }
 }
@@ -88,7 +97,15 @@ pub fn check(history: &History, options: Options) -> Verdict {
     if let Some(violation) = rules::recorder(history) {
         return Verdict::Violated(vec![violation]);
     }
-    let lifted = options.revisions_of_keys.then(|| rules::lifted(history));
+    let learned = transactions::learned(history);
+    let history = learned.as_ref().unwrap_or(history);
+    let lifted = if options.revisions_of_shards {
+        Some(rules::lifted(history, |reply| !reply.wrote()))
+    } else if options.revisions_of_keys {
+        Some(rules::lifted(history, |reply| matches!(reply, Reply::Get { .. })))
+    } else {
+        None
+    };
     let history = lifted.as_ref().unwrap_or(history);
     let mut violations = rules::violations(history);
     let mut undecided = Vec::new();

@@ -1,6 +1,7 @@
 //! Rules over a whole history that need no search: cheap, and across keys.
 
 use super::report::{Rule, Violation};
+use super::transactions;
 use crate::history::{Event, History, Op, Outcome, Reply, Seen};
 use std::collections::BTreeMap;
 
@@ -41,7 +42,8 @@ fn unique(history: &History) -> Option<Violation> {
         let Some(reply) = event.reply().filter(|reply| reply.wrote()) else {
             continue;
         };
-        if let Some(other) = writers.insert(reply.revision(), event) {
+        let other = writers.insert(reply.revision(), event);
+        if let Some(other) = other.filter(|other| !transactions::are_one(other, event)) {
             let detail = format!("revision {}", reply.revision());
             return Some(violation(
                 Rule::RevisionUnique,
@@ -94,8 +96,9 @@ fn real_time(history: &History) -> Vec<Violation> {
 }
 
 /// The same history with every read at the newest revision that was seen before it began, if it says an older one. Nothing is
-/// lost by that: a read owes all writes of its keys that were committed before it, as if it had been answered there.
-pub(crate) fn lifted(history: &History) -> History {
+/// lost by that: a read owes all writes of its keys that were committed before it, as if it had been answered there. `counts` says
+/// which answers are reads.
+pub(crate) fn lifted(history: &History, counts: impl Fn(&Reply) -> bool) -> History {
     let mut lifted = history.clone();
     let mut by_return: Vec<(u64, i64)> = history
         .events
@@ -110,11 +113,9 @@ pub(crate) fn lifted(history: &History) -> History {
         while let Some((_, revision)) = returned.next_if(|(at, _)| *at < event.invoked_ns) {
             highest = revision.max(highest);
         }
-        if let Outcome::Ok {
-            reply: Reply::Get { revision, .. },
-        } = &mut event.outcome
-        {
-            *revision = highest.max(*revision);
+        match &mut event.outcome {
+            Outcome::Ok { reply } if counts(reply) => reply.raise(highest),
+            Outcome::Ok { .. } | Outcome::Failed { .. } | Outcome::Unknown { .. } => {}
         }
     }
     lifted
@@ -122,6 +123,12 @@ pub(crate) fn lifted(history: &History) -> History {
 
 /// Whoever shows the content of a revision shows the same.
 fn content(history: &History) -> Option<Violation> {
+    let written_together = transactions::written_together(history);
+    let together = |value: Option<&str>, keys: [&str; 2]| {
+        value
+            .and_then(|value| written_together.get(value))
+            .is_some_and(|written| keys.iter().all(|key| written.contains(key)))
+    };
     let mut contents: BTreeMap<i64, (Content<'_>, &Event)> = BTreeMap::new();
     for event in &history.events {
         let Some(reply) = event.reply() else { continue };
@@ -139,7 +146,8 @@ fn content(history: &History) -> Option<Violation> {
             continue;
         };
         let (known, first) = contents.entry(revision).or_insert((shown, event));
-        if *known != shown {
+        let one_transaction = known.1 == shown.1 && together(shown.1, [known.0, shown.0]);
+        if *known != shown && !one_transaction {
             let detail = format!("revision {revision}");
             return Some(violation(
                 Rule::RevisionContent,

@@ -364,6 +364,101 @@ fn a_read_may_say_an_older_revision_only_where_revisions_are_of_keys_and_never_a
 }
 
 #[test]
+fn the_parts_of_a_transaction_share_a_revision_and_are_seen_together() {
+    use Rule::{Order, RevisionContent, RevisionUnique};
+    let both = "c1 0-1 put k a = 2\nc1 0-1 put j a = 2\n";
+    let lost = "c1 0-1 put k a ?\nc1 0-1 put j a ?\n";
+    let table: [(&str, &str, &str, &[Rule]); 10] = [
+        (
+            "both are seen",
+            both,
+            "c2 2-3 get k = a/2/1 @2\nc2 2-3 get j = a/2/1 @2",
+            &[],
+        ),
+        (
+            "one is seen",
+            both,
+            "c2 2-3 get k = a/2/1 @2\nc2 2-3 get j = - @2",
+            &[Order],
+        ),
+        (
+            "it shares its revision with another",
+            both,
+            "c3 0-1 put i b = 2",
+            &[RevisionUnique, RevisionContent],
+        ),
+        (
+            "another value has its revision",
+            both,
+            "c2 2-3 get j = b/2/1 @2",
+            &[RevisionContent, Order],
+        ),
+        (
+            "another key has its revision",
+            both,
+            "c2 2-3 get i = a/2/1 @2",
+            &[RevisionContent, Order],
+        ),
+        (
+            "nobody knows, and nobody saw it",
+            lost,
+            "c2 2-3 get k = - @2\nc2 2-3 get j = - @2",
+            &[],
+        ),
+        (
+            "nobody knows, and both were seen",
+            lost,
+            "c2 2-3 get k = a/2/1 @2\nc2 2-3 get j = a/2/1 @2",
+            &[],
+        ),
+        (
+            "nobody knows, and half of it was seen",
+            lost,
+            "c2 2-3 get k = a/2/1 @2\nc2 2-3 get j = - @2",
+            &[Order],
+        ),
+        (
+            "half of it came later",
+            lost,
+            "c2 2-3 get k = a/2/1 @2\nc2 4-5 get j = a/3/1 @3",
+            &[Order],
+        ),
+        (
+            "two swaps of one transaction of which one could not",
+            "c1 0-1 put j z = 2\n",
+            "c2 2-3 cas k absent a = 3\nc2 2-3 cas j absent a = 3",
+            &[Order],
+        ),
+    ];
+    for (name, writes, reads, rules) in table {
+        let text = format!("{writes}{reads}");
+        assert_eq!(judge(&text), rules, "{name}:\n{text}");
+    }
+}
+
+#[test]
+fn what_changed_nothing_may_say_its_own_shards_revision_and_never_an_older_value() {
+    let of_shards = Options {
+        revisions_of_shards: true,
+        ..Options::default()
+    };
+    let before = "c1 0-1 put k a = 2\nc1 2-3 put other b = 3\n";
+    for (answer, passes) in [
+        ("c2 4-5 get k = a/2/1 @2", true),
+        ("c2 4-5 cas k absent b = a/2/1 @2", true),
+        ("c2 4-5 del none = - @2", true),
+        ("c2 4-5 get k = - @1", false),
+        ("c2 4-5 cas k mod:1 b = - @1", false),
+        // What wrote has a revision of all shards.
+        ("c2 4-5 put k b = 2", false),
+    ] {
+        let text = format!("{before}{answer}");
+        assert_eq!(check(&parse(&text), of_shards).passed(), passes, "{text}");
+        assert!(!check(&parse(&text), Options::default()).passed(), "{text}");
+    }
+}
+
+#[test]
 fn out_of_budget_is_undecided_and_no_pass() {
     let text = "c1 0-1 put k a = 2\nc1 2-3 put k b = 3\nc1 4-5 get k = b/3/2 @3";
     let verdict = check(

@@ -239,7 +239,9 @@ impl World {
             Effect::Complete { request, result } => self.complete(number, request, result),
             Effect::SendSnapshot { group: _, to, term } => self.send_snapshot(number, to, term, false),
             Effect::Stamp { .. } => unreachable!("invariant: no group is sequenced here"),
-            Effect::Retired { .. } | Effect::Kept { .. } => unreachable!("invariant: no group is retired here"),
+            Effect::Retired { .. } | Effect::Kept { .. } => {
+                unreachable!("invariant: no group is retired here")
+            }
             // Members find each other by id here: addresses are the real shell's business.
             Effect::Peers(_) => {}
             Effect::Changed { group: _, soft } => {

@@ -447,7 +447,8 @@ impl Watch {
         }
     }
 
-    /// A member begins to hibernate. If it leads, everybody has everything: nobody would bring it otherwise.
+    /// A member begins to hibernate. If it leads, everybody has everything but those whose nodes were silent: nobody would bring it
+    /// otherwise.
     pub(crate) fn falls_asleep(&mut self, member: MemberId, view: &View) {
         let (soft, last) = (&view.soft, view.last);
         if soft.role != Role::Leader || self.copies_vanish {
@@ -455,7 +456,7 @@ impl Watch {
         }
         let lacks = |member: &MemberId| {
             let log = self.durable.get(member);
-            log.is_none_or(|log| log.last().index < last.index)
+            log.is_none_or(|log| log.last().index < last.index) && !view.absent.contains(member)
         };
         if let Some(behind) = soft.config.members().into_iter().find(lacks) {
             let term = soft.term;

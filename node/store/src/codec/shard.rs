@@ -170,7 +170,10 @@ pub(crate) fn decode_territory(reader: &mut Reader) -> Result<Territory, CodecEr
     let partitioning = match reader.u8("partitioning")? {
         0 => Partitioning::Range,
         1 => Partitioning::Hash {
-            slots: reader.u32("slots")?,
+            slots: match reader.u32("slots")? {
+                0 => return Err(CodecError::NoSlots),
+                slots => slots,
+            },
             prefix_segments: reader.option("prefix segments", |reader| reader.u8("prefix segments"))?,
         },
         tag => {

@@ -6,12 +6,14 @@ use crate::mvcc::split::Reshape;
 use crate::mvcc::txns::{DECISIONS_MAX, PREPARED_MAX, Prepared, Table, decision_row, locked};
 use crate::mvcc::view::Fail;
 use crate::ops::{
-    Decision, Op, OpError, Revision, RevisionSource, ShardCommand, ShardResult, Territory, Txn, TxnId, Verdict,
+    Command, Decision, KeyRange, Op, OpError, Revision, RevisionSource, ShardCommand, ShardResult, Territory, Txn,
+    TxnId, Verdict,
 };
 use crate::state::StateStore;
 use althing_raft::ids::{GroupId, LogPosition};
 use althing_raft::mutant::Mutant;
 use bytes::Bytes;
+use std::sync::Arc;
 
 impl<S: StateStore> Exec<'_, S> {
     /// Runs one; if it is refused, nothing has changed.
@@ -152,8 +154,7 @@ impl<S: StateStore> Exec<'_, S> {
     fn prepare(&mut self, txn: TxnId, coordinator: GroupId, part: &Txn) -> Result<ShardResult, Fail> {
         if let Some(prepared) = self.txns.prepared.get(&txn) {
             // The locks keep what was looked at then as it was.
-            let part = prepared.part.clone();
-            return self.look_over(&part);
+            return self.look_over(&prepared.part);
         }
         if !self.shard.owns_txn(part) {
             return Err(OpError::WrongShard.into());
@@ -171,7 +172,7 @@ impl<S: StateStore> Exec<'_, S> {
         let result = self.look_over(part)?;
         let prepared = Prepared::new(coordinator, self.current, part.clone());
         self.txn_changes.insert((Table::Prepared, txn), Some(prepared.encode()));
-        self.txns.to_mut().prepared.insert(txn, prepared);
+        self.txns.to_mut().prepared.insert(txn, Arc::new(prepared));
         Ok(result)
     }
 
@@ -241,7 +242,7 @@ impl<S: StateStore> Exec<'_, S> {
         let Some(prepared) = self.txns.prepared.get(&txn) else {
             return Ok(ShardResult::Finished(None));
         };
-        let prepared = prepared.clone();
+        let prepared = Arc::clone(prepared);
         let result = match decision {
             // A repeated preparation after it was finished: the revision was there already.
             Decision::Commit { revision, .. } if revision.0 <= prepared.floor => None,
@@ -264,15 +265,15 @@ impl<S: StateStore> Exec<'_, S> {
     }
 
     /// Whether the keys of a command are free.
-    pub(super) fn admit_keys(&self, command: &crate::ops::Command) -> Result<(), OpError> {
-        use crate::ops::Command;
+    pub(super) fn admit_keys(&self, command: &Command) -> Result<(), OpError> {
         if self.txns.prepared.is_empty() {
             return Ok(());
         }
         match command {
-            Command::Put(put) => self
-                .txns
-                .admit(&crate::ops::KeyRange::Single(put.key.clone()), Access::Write, None),
+            Command::Put(put) => {
+                let key = KeyRange::Single(put.key.clone());
+                self.txns.admit(&key, Access::Write, None)
+            }
             Command::Delete(delete) => self.txns.admit(&delete.keys, Access::Write, None),
             Command::Txn(txn) => self.txns.admit_txn(txn),
             Command::Compact(revision) => self.txns.admit_compaction(revision.0),

@@ -11,6 +11,7 @@ use althing_raft::ids::GroupId;
 use althing_raft::mutant::Mutant;
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 /// Transactions that one shard has prepared at a time. Each is compared with every command, so that it must be few; those beyond are
 /// refused as if the oldest one had locked their keys.
@@ -87,7 +88,7 @@ pub(crate) type TxnChanges = BTreeMap<(Table, TxnId), Option<Bytes>>;
 /// All that a shard knows about transactions over several shards.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub(crate) struct Transactions {
-    pub(crate) prepared: BTreeMap<TxnId, Prepared>,
+    pub(crate) prepared: BTreeMap<TxnId, Arc<Prepared>>,
     pub(crate) decided: BTreeMap<TxnId, Decision>,
 }
 
@@ -146,7 +147,7 @@ impl Transactions {
         let mut reader = Reader(row);
         match table {
             Table::Prepared => {
-                self.prepared.insert(txn, Prepared::decode(&mut reader)?);
+                self.prepared.insert(txn, Arc::new(Prepared::decode(&mut reader)?));
             }
             Table::Decided => {
                 self.decided.insert(txn, decode_decision(&mut reader)?);

@@ -2,8 +2,10 @@
 
 #![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
 
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Term};
 use althing_store::ops::{
-    Command, Compare, CompareOp, CompareTarget, Delete, Descending, KeyRange, Op, Put, Range, Revision, SortTarget, Txn,
+    Command, Compare, CompareOp, CompareTarget, Decision, Delete, Descending, KeyRange, Op, Partitioning, Put, Range,
+    Revision, RevisionSource, ShardCommand, SortTarget, Span, Territory, Txn, TxnId,
 };
 use bytes::Bytes;
 use proptest::prelude::*;
@@ -125,11 +127,103 @@ pub fn txn() -> impl Strategy<Value = Txn> {
     })
 }
 
+/// A transaction of a few plain puts: it leaves most keys to others.
+pub fn puts() -> impl Strategy<Value = Txn> {
+    let put = (key(), value()).prop_map(|(key, value)| {
+        Op::Put(Put {
+            key,
+            value: Some(value),
+            lease: Some(0),
+            prev_kv: false,
+        })
+    });
+    proptest::collection::vec(put, 1..3).prop_map(|success| Txn {
+        success,
+        ..Txn::default()
+    })
+}
+
 pub fn command() -> impl Strategy<Value = Command> {
     prop_oneof![
         5 => put().prop_map(Command::Put),
         3 => delete().prop_map(Command::Delete),
         4 => txn().prop_map(Command::Txn),
         1 => revision().prop_map(|revision| Command::Compact(Revision(revision))),
+    ]
+}
+
+fn span() -> impl Strategy<Value = Span> {
+    (key(), proptest::option::of(key())).prop_map(|(start, end)| Span { start, end })
+}
+
+/// A range's part that a shard has, too.
+fn part() -> impl Strategy<Value = KeyRange> {
+    (span(), span()).prop_map(|(keys, span)| KeyRange::Part {
+        start: keys.start,
+        end: keys.end,
+        span,
+    })
+}
+
+fn territory() -> impl Strategy<Value = Territory> {
+    let hash = (1..20_000_u32, any::<Option<u8>>())
+        .prop_map(|(slots, prefix_segments)| Partitioning::Hash { slots, prefix_segments });
+    let partitioning = prop_oneof![Just(Partitioning::Range), hash];
+    (partitioning, span(), any::<u64>()).prop_map(|(partitioning, span, epoch)| Territory {
+        partitioning,
+        span,
+        epoch,
+    })
+}
+
+fn decision() -> impl Strategy<Value = Decision> {
+    let commit = (any::<i64>(), proptest::collection::vec(any::<bool>(), 0..5));
+    let commit = commit.prop_map(|(revision, path)| Decision::Commit {
+        revision: Revision(revision),
+        path,
+    });
+    prop_oneof![commit, Just(Decision::Abort)]
+}
+
+pub fn shard_command() -> impl Strategy<Value = ShardCommand> {
+    let id = || {
+        any::<(u64, u64, u64)>().prop_map(|(member, nonce, number)| TxnId {
+            member: MemberId(member),
+            nonce,
+            number,
+        })
+    };
+    let source = prop_oneof![Just(RevisionSource::Dense), Just(RevisionSource::Sequenced)];
+    prop_oneof![
+        (territory(), source).prop_map(|(territory, source)| ShardCommand::Settle { territory, source }),
+        (any::<u64>(), key(), any::<u64>()).prop_map(|(epoch, at, child)| ShardCommand::Split {
+            epoch,
+            at,
+            child: GroupId(child),
+        }),
+        any::<u64>().prop_map(|operation| ShardCommand::Seal { operation }),
+        any::<u64>().prop_map(|operation| ShardCommand::Unseal { operation }),
+        (any::<[u64; 4]>(), territory()).prop_map(|([operation, from, term, index], territory)| {
+            ShardCommand::Absorb {
+                operation,
+                from: GroupId(from),
+                position: LogPosition {
+                    term: Term(term),
+                    index: Index(index),
+                },
+                territory,
+            }
+        }),
+        (id(), any::<u64>(), txn(), part()).prop_map(|(txn, coordinator, mut part, keys)| {
+            part.success.push(Op::Delete(Delete { keys, prev_kv: true }));
+            ShardCommand::Prepare {
+                txn,
+                coordinator: GroupId(coordinator),
+                part,
+            }
+        }),
+        (id(), decision()).prop_map(|(txn, decision)| ShardCommand::Decide { txn, decision }),
+        (id(), decision()).prop_map(|(txn, decision)| ShardCommand::Finish { txn, decision }),
+        id().prop_map(|txn| ShardCommand::Forget { txn }),
     ]
 }

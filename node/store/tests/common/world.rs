@@ -93,7 +93,8 @@ pub fn steps() -> impl Strategy<Value = Vec<Step>> {
         10 => arb::command().prop_map(Step::Run),
         1 => (arb::command(), any::<u8>()).prop_map(|(command, shard)| Step::Misroute(command, shard)),
         3 => arb::txn().prop_map(Step::Prepare),
-        2 => (proptest::bool::weighted(0.8), any::<u8>())
+        3 => arb::puts().prop_map(Step::Prepare),
+        3 => (proptest::bool::weighted(0.8), any::<u8>())
             .prop_map(|(commit, finish)| Step::Decide { commit, finish }),
         2 => Just(Step::Finish),
         4 => arb::range().prop_map(Step::Read),

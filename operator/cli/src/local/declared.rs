@@ -141,14 +141,16 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
         None => {
             let mut metadata = new.metadata;
             born(&mut metadata, now);
-            (metadata, "created")
+            (metadata, "created".to_owned())
         }
         Some(old) => {
             let changed = old.spec != new.spec;
-            (
-                grown(old.meta(), new.meta(), changed),
-                if changed { "configured" } else { "unchanged" },
-            )
+            let verb = match (changed, old.spec.shards, new.spec.shards) {
+                (false, _, _) => "unchanged".to_owned(),
+                (true, before, after) if before != after => format!("configured (shards {before} -> {after})"),
+                (true, _, _) => "configured".to_owned(),
+            };
+            (grown(old.meta(), new.meta(), changed), verb)
         }
     };
     declared.layouts.insert(
@@ -159,7 +161,7 @@ fn apply_layout(all: &mut All, new: ShardLayout, now: &Time) -> Result<(ClusterK
             status: None,
         },
     );
-    Ok((key, verb.to_owned()))
+    Ok((key, verb))
 }
 
 /// The cluster's key. The namespace was filled in when it was parsed.
@@ -248,6 +250,32 @@ mod tests {
         assert!(
             declared.layouts.contains_key("orders"),
             "applying a cluster keeps its layouts"
+        );
+    }
+
+    #[test]
+    fn a_cluster_has_a_layout_for_each_keyspace_and_sizes_are_told() {
+        let audit = |shards: u32| {
+            layout("audit", "orders").replace("spec: {", &format!("spec: {{keyspace: audit, shards: {shards}, "))
+        };
+        let text = [cluster(3, "1Gi"), layout("orders", "orders"), audit(1)].join("---\n");
+        let (all, said) = then(All::new(), &text).unwrap();
+        assert_eq!(
+            said,
+            [
+                "raftcluster/orders created",
+                "shardlayout/orders created",
+                "shardlayout/audit created"
+            ]
+        );
+        let (all, said) = then(all, &audit(4)).unwrap();
+        assert_eq!(said, ["shardlayout/audit configured (shards 1 -> 4)"]);
+        let declared = &all[&ClusterKey::new("default", "orders")];
+        assert_eq!(declared.layouts["audit"].metadata.generation, Some(2));
+        let yaml = to_yaml(declared).unwrap();
+        assert_eq!(
+            from_yaml("desired.yaml", &yaml, "default", &Time(Default::default())),
+            Ok(all)
         );
     }
 

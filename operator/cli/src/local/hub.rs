@@ -273,3 +273,47 @@ fn folders(path: &std::path::Path) -> Result<Vec<String>, Error> {
     names.sort_unstable();
     Ok(names)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::manifest;
+
+    #[test]
+    fn a_layout_is_gone_at_once_unless_its_keyspace_goes_with_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let hub = Hub::new(Layout::new(dir.path()), All::new());
+        let now = Time(Default::default());
+        let of = |name: &str, policy: &str| {
+            format!(
+                "---\napiVersion: althing.dev/v1alpha1\nkind: ShardLayout\nmetadata: {{name: {name}}}\nspec: {{clusterRef: {{name: orders}}, keyspace: {name}, deletionPolicy: {policy}}}\n"
+            )
+        };
+        let cluster = "apiVersion: althing.dev/v1alpha1\nkind: RaftCluster\nmetadata: {name: orders}\nspec: {members: 1, version: 0.1.0, storage: {size: 1Gi}}\n";
+        let text = [cluster, &of("kept", "Retain"), &of("dropped", "Delete")].concat();
+        hub.apply(manifest::parse("f", &text, "default").unwrap(), &now)
+            .unwrap();
+        let key = ClusterKey::new("default", "orders");
+        let names = |hub: &Hub| {
+            hub.get(&key)
+                .map(|declared| declared.layouts.into_keys().collect::<Vec<_>>())
+        };
+        let delete = |name| hub.delete_layout("default", name, &now).unwrap();
+        assert_eq!(delete("nobody"), None);
+        assert_eq!(delete("kept"), Some(DeletionPolicy::Retain));
+        assert_eq!(delete("dropped"), Some(DeletionPolicy::Delete));
+        assert_eq!(
+            names(&hub),
+            Some(vec!["dropped".to_owned()]),
+            "its keyspace has to go first"
+        );
+        // The next supervisor knows it too.
+        let read = load(&Layout::new(dir.path()), &now).unwrap();
+        assert!(read[&key].layouts["dropped"].metadata.deletion_timestamp.is_some());
+        let again = manifest::parse("f", &of("dropped", "Delete"), "default").unwrap();
+        let refused = hub.apply(again, &now).unwrap_err().to_string();
+        assert!(refused.contains("is being deleted"), "{refused}");
+        hub.forget_layout(&key, "dropped").unwrap();
+        assert_eq!(names(&hub), Some(vec![]));
+    }
+}

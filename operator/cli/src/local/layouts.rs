@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use althing_admin::client::AdminError;
 use althing_admin::{Problem, ProblemReason};
-use althing_crds::{DeletionPolicy, ShardLayout, ShardLayoutStatus, ValidatedCluster, ValidatedLayout};
+use althing_crds::{DeletionPolicy, ShardLayout, ShardLayoutStatus, ValidatedCluster, ValidatedLayout, names};
 use althing_plan::layout::claims::Claim;
 use althing_plan::layout::{ClusterSeen, LayoutObserved, LayoutStep, Obstacle, Seen, assess, plan, story};
 use althing_plan::model::Observed;
@@ -42,7 +42,8 @@ struct Round<'a> {
     /// Admin URL of the member that leads.
     leader: Option<String>,
     layout: Seen,
-    endpoints: String,
+    /// Client ports of the members.
+    ports: Vec<u16>,
     now: &'a Time,
 }
 
@@ -68,11 +69,6 @@ pub(super) async fn look(
     };
     let leader = leader(observed).ok().and_then(|(_, ordinal)| ports(ordinal));
     let leader = leader.map(|ports| ports.admin_url());
-    let endpoints: Vec<String> = observed
-        .slots
-        .keys()
-        .filter_map(|ordinal| Some(format!("127.0.0.1:{}", ports(*ordinal)?.client)))
-        .collect();
     let mut round = Round {
         layout: ask(shared, leader.as_deref()).await,
         shared,
@@ -85,7 +81,11 @@ pub(super) async fn look(
         },
         claims: declared.layouts.iter().map(claim).collect(),
         leader,
-        endpoints: endpoints.join(","),
+        ports: observed
+            .slots
+            .keys()
+            .filter_map(|ordinal| Some(ports(*ordinal)?.client))
+            .collect(),
         now,
     };
     for (name, raw) in &declared.layouts {
@@ -164,6 +164,7 @@ impl Round<'_> {
         }
         if layout.deleting {
             look.busy = true;
+            look.statuses.insert(name.to_owned(), before.clone());
             return Ok(());
         }
         let observed = LayoutObserved {
@@ -171,10 +172,7 @@ impl Round<'_> {
             ..observed
         };
         let assessment = assess(&layout, &observed, &planned, refused.as_ref());
-        let endpoint = match layout.port {
-            Some(port) => format!("127.0.0.1:{port}"),
-            None => self.endpoints.clone(),
-        };
+        let endpoint = endpoint(&layout, &self.ports);
         let status = status::layout(raw.metadata.generation, &assessment, &endpoint, before, self.now);
         self.tell(name, &layout, before, &status, look);
         look.statuses.insert(name.to_owned(), status);
@@ -228,7 +226,8 @@ impl Round<'_> {
         }
         let is =
             |status: &ShardLayoutStatus, kind: &str| condition(status, kind).is_some_and(|one| one.status == "True");
-        look.busy |= is(status, "Progressing");
+        // What waits without being worked on (an empty keyspace has nothing to be cut at) can wait for the next slow look.
+        look.busy |= !status.operations.is_empty();
         let Some(ready) = condition(status, "Ready") else {
             return;
         };
@@ -254,6 +253,20 @@ impl Round<'_> {
                 .push((Tone::Warn, format!("{cluster}: ShardLayout {name}: {}", ready.message)));
         }
     }
+}
+
+/// Where the keyspace is reached: at its own port, or by its name, which is a name of this machine (RFC 6761, section 6.3).
+fn endpoint(layout: &ValidatedLayout, ports: &[u16]) -> String {
+    if let Some(port) = layout.port {
+        return format!("127.0.0.1:{port}");
+    }
+    let host = if layout.keyspace == names::DEFAULT_KEYSPACE {
+        "127.0.0.1".to_owned()
+    } else {
+        format!("{}.localhost", layout.keyspace)
+    };
+    let all: Vec<String> = ports.iter().map(|port| format!("{host}:{port}")).collect();
+    all.join(",")
 }
 
 fn condition<'a>(status: &'a ShardLayoutStatus, kind: &str) -> Option<&'a Condition> {

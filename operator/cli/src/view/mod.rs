@@ -3,3 +3,4 @@
 pub(crate) mod members;
 pub(crate) mod objects;
 pub(crate) mod paint;
+pub(crate) mod shards;

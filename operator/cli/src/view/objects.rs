@@ -61,7 +61,8 @@ fn document(clusters: &[RaftCluster], layouts: &[ShardLayout], named: bool) -> R
     })
 }
 
-fn ready_cells(conditions: &[Condition], deleting: bool) -> [Cell; 2] {
+/// Whether it is ready, and why not.
+pub(super) fn ready_cells(conditions: &[Condition], deleting: bool) -> [Cell; 2] {
     match conditions.iter().find(|condition| condition.type_ == "Ready") {
         _ if deleting => [cell(Tone::Warn, "False"), plain("Deleting")],
         Some(ready) if ready.status == "True" => [cell(Tone::Good, &ready.status), plain(&ready.reason)],

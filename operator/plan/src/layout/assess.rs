@@ -159,9 +159,15 @@ fn judged(desired: &ValidatedLayout, layout: &LayoutStatus, present: &KeyspaceSt
         None if ready.0 == False => (True, ready.1, ready.2.clone()),
         None => (False, "AsDeclared", "nothing is left to do".to_owned()),
     };
-    let degraded = match leaderless {
+    // Of a shard that was cut off a moment ago nobody may have told yet; if nobody can, the cluster misses members.
+    let headless = leaderless.filter(|shard| !shard.voters.is_empty());
+    let degraded = match headless {
         Some(_) if present.state == KeyspaceState::Active => (True, ready.1, ready.2.clone()),
-        Some(_) | None => (False, "NoDamage", "every shard has a leader".to_owned()),
+        Some(_) | None => (
+            False,
+            "NoDamage",
+            "every shard that was heard of has a leader".to_owned(),
+        ),
     };
     conditions([
         (ConditionKind::Ready, ready.0, ready.1, ready.2),
@@ -288,6 +294,7 @@ fn row(shard: &ShardInfo, names: &BTreeMap<&str, &str>, kinds: &BTreeMap<u64, Op
         range: range(shard),
         state: match operation {
             Some(kind) => doing(*kind),
+            None if leaderless(shard) && shard.voters.is_empty() => "Starting",
             None if leaderless(shard) => "NoLeader",
             None if shard.lag.is_some_and(|lag| lag > CAUGHT_UP_LAG) => "Behind",
             None => SERVING,
