@@ -13,9 +13,9 @@
 //! without them. They learn what they missed when they come back, because that wakes the leader, and so does their own standing for
 //! election.
 //!
-//! A leader wakes by anything that a client or a peer wants of it, a follower by any word of its leader, and each by a node's silence
-//! (pitfall P26: the silence is looked at again and again, not only when it begins). A follower lets its leader go at once if that one's
-//! node is silent or was started anew, or if it stands for election itself: then it leads no more.
+//! Each member wakes by anything that a client wants of it, a leader also by what a peer wants, a follower also by any word of its leader,
+//! and both by a node's silence (pitfall P26: the silence is looked at again and again, not only when it begins). A follower lets its
+//! leader go at once if that one's node is silent or was started anew, or if it stands for election itself: then it leads no more.
 
 use crate::ids::{Index, MemberId, Now};
 use crate::io::Role;
@@ -80,9 +80,15 @@ impl Raft {
         self.hibernation.active_at = self.now;
         self.hibernation.idle_spell += 1;
         self.hibernation.agreed.clear();
-        // A follower passes wishes on. The leader's answer wakes it.
-        if self.hibernation.asleep && self.role == Role::Leader {
-            self.wake_leader();
+        if self.hibernation.asleep {
+            if self.role == Role::Leader {
+                self.wake_leader();
+            } else {
+                // It passes the wish on. Should that be lost, or its leader not be there any more, its timer ends as ever.
+                self.hibernation.asleep = false;
+                self.last_contact = Some(self.now);
+                self.reset_election_deadline();
+            }
         }
     }
 

@@ -108,8 +108,8 @@ impl Raft {
     }
 
     pub(crate) fn on_read_index(&mut self, from: MemberId, request: u64) {
-        self.stir();
         if self.role == Role::Leader && self.reads.peers_waiting.len() < PEER_ASKS_MAX {
+            self.stir();
             self.reads.peers_waiting.push((from, request));
         } else {
             self.send(from, Body::ReadIndexReply { request, index: None });

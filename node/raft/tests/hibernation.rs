@@ -402,6 +402,19 @@ fn one_member_that_never_agrees_keeps_the_others_awake() {
 }
 
 #[test]
+fn a_write_that_was_lost_on_its_way_to_a_leader_that_is_gone_leaves_the_follower_awake() {
+    let (mut net, leader, one, other) = sleeping();
+    // The leader's node is there, and knows nothing of this group any more.
+    net.crash(leader);
+    net.propose(one, "k=2");
+    net.settle();
+    assert_eq!(asleep(&net), [other.0], "its own timer runs");
+    net.step(other, Input::Silent(leader));
+    net.run(ELECTION * 4);
+    assert!(net.leader().is_some_and(|next| next != leader));
+}
+
+#[test]
 fn reads_that_a_sleeping_follower_asks_about_are_asked_again_when_the_question_is_lost() {
     let (mut net, leader, one, _) = sleeping();
     net.cut.insert((one, leader));
