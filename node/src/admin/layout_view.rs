@@ -163,7 +163,11 @@ impl View<'_> {
     /// One member.
     pub(super) fn member(&self, id: MemberId, record: &MemberRecord) -> LayoutMember {
         let mut groups: BTreeSet<GroupId> = self.state.placed_on(id);
-        groups.extend(self.sight.held(id).map(|(group, _)| group));
+        // What a silent member said when it was last heard does not count against what the group's own leader says since.
+        let counts = |group: &GroupId| {
+            self.state.shards.contains_key(group) && self.sight.group(*group).config.members().contains(&id)
+        };
+        groups.extend(self.sight.held(id).map(|(group, _)| group).filter(counts));
         LayoutMember {
             id: id.to_string(),
             name: record.name.clone(),
