@@ -115,6 +115,7 @@ impl World {
             | Event::Sequenced { .. }
             | Event::Stamped { .. }
             | Event::Retire { .. }
+            | Event::Campaign { .. }
             | Event::Messages(_)
             | Event::PeerSeen { .. }
             | Event::Unreachable(_)
