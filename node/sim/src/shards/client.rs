@@ -158,9 +158,7 @@ impl Client {
                 let mut puts = BTreeMap::from([(key.clone(), self.value())]);
                 for _ in 0..self.rng.between(1, 2) {
                     let key = self.key(keys);
-                    if !puts.contains_key(&key) {
-                        puts.insert(key, self.value());
-                    }
+                    puts.entry(key).or_insert_with(|| self.value());
                 }
                 let expect = self.rng.chance(400).then(|| {
                     let key = self.key(keys);

@@ -154,7 +154,11 @@ impl Node {
                         let (_, only) = results.pop().expect("invariant: one range is answered by one");
                         (answer.revision, only)
                     }
-                    other => (answer.revision, other),
+                    other @ (OpResult::Range(_)
+                    | OpResult::Put { .. }
+                    | OpResult::Delete { .. }
+                    | OpResult::Compact
+                    | OpResult::Shard(_)) => (answer.revision, other),
                 }
             }
             Plan::Snapshot(parts) => {

@@ -139,6 +139,7 @@ impl From<StoreError> for NoStart {
 }
 
 /// What a boot may make of a group's log and state.
+#[expect(clippy::large_enum_variant, reason = "one at a time, and gone at once")]
 enum Judged {
     /// Nothing was ever there.
     Nothing,

@@ -120,6 +120,7 @@ pub(crate) enum Todo {
 }
 
 /// What tasks are to be begun by what happened.
+#[expect(clippy::large_enum_variant, reason = "a handful at a time")]
 enum Errand {
     /// A host wants revisions.
     Stamp {
