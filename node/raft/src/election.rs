@@ -437,7 +437,7 @@ impl Raft {
     fn on_pre_vote(&mut self, from: MemberId, term: Term, last: LogPosition) {
         // A grant changes nothing here, not even a deadline (pitfall P4). A learner answers: it may have been promoted
         // without knowing (pitfall P9).
-        let granted = term > self.term && !self.in_lease() && last.up_to_date_with(self.log.last());
+        let granted = term > self.term && !self.in_lease() && !self.is_blank() && last.up_to_date_with(self.log.last());
         let reply_term = if granted { term } else { self.term };
         self.send_at(from, reply_term, Body::PreVoteReply { granted });
         if !granted {
@@ -452,9 +452,16 @@ impl Raft {
         }
     }
 
+    /// Whether it knows nothing at all. Such a replica has no vote: every voter has at least the entry that made it one. It may have been
+    /// a voter before it left this group and came again; a candidate that knows of neither would take its word for that of the one it was,
+    /// who had acknowledged what this one has not.
+    fn is_blank(&self) -> bool {
+        self.log.last() == LogPosition::default() && self.members.voting().is_empty()
+    }
+
     fn on_vote(&mut self, from: MemberId, last: LogPosition) {
         let free = self.vote.is_none_or(|vote| vote == from) && self.leader.is_none() || Mutant::VoteTwice.active();
-        let granted = free && last.up_to_date_with(self.log.last());
+        let granted = free && !self.is_blank() && last.up_to_date_with(self.log.last());
         if granted {
             self.vote = Some(from);
             self.reset_election_deadline();

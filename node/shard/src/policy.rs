@@ -21,6 +21,10 @@ pub struct CutPolicy {
     pub log_bytes_max: usize,
     /// Entries that a cut must at least free.
     pub step_entries: u64,
+    /// Nobody is added to a group (but for group 0, whose members never come back under the same id) before its log is cut behind the last
+    /// change that took somebody away. A member that was there before would read the log from its beginning, and be a voter again on
+    /// the way, without what it had acknowledged.
+    pub behind_removals: bool,
 }
 
 impl CutPolicy {
@@ -29,6 +33,7 @@ impl CutPolicy {
         tail_entries: TAIL_ENTRIES,
         log_bytes_max: LOG_BYTES_MAX,
         step_entries: STEP_ENTRIES,
+        behind_removals: true,
     };
 }
 

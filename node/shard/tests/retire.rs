@@ -8,6 +8,17 @@ use althing_raft::message::{Body, Message};
 use althing_shard::{Event, Refusal};
 use kit::{Cluster, GROUP, HEARTBEAT};
 
+/// What a replica starts from that has a vote: one that knows nothing has none.
+fn something() -> SnapshotMeta {
+    SnapshotMeta {
+        position: LogPosition {
+            term: Term(1),
+            index: Index(1),
+        },
+        ..SnapshotMeta::default()
+    }
+}
+
 /// Member 9 hears of a group and is asked for its vote.
 fn vote(cluster: &mut Cluster, candidate: u64, term: u64) -> bool {
     let me = MemberId(9);
@@ -37,7 +48,7 @@ fn a_member_that_comes_back_does_not_vote_twice_in_a_term() {
     let mut cluster = Cluster::born(1);
     let me = MemberId(9);
     let start = |cluster: &mut Cluster, hard_state| {
-        cluster.start(me, Vec::new(), hard_state, SnapshotMeta::default(), Vec::new());
+        cluster.start(me, Vec::new(), hard_state, something(), Vec::new());
     };
     start(&mut cluster, HardState::default());
     assert!(vote(&mut cluster, 2, 7));
@@ -64,13 +75,7 @@ fn a_member_that_comes_back_does_not_vote_twice_in_a_term() {
 fn a_vote_that_is_being_written_is_kept_as_well() {
     let mut cluster = Cluster::born(1);
     let me = MemberId(9);
-    cluster.start(
-        me,
-        Vec::new(),
-        HardState::default(),
-        SnapshotMeta::default(),
-        Vec::new(),
-    );
+    cluster.start(me, Vec::new(), HardState::default(), something(), Vec::new());
     cluster.nodes.get_mut(&me).unwrap().slow_disk = true;
     assert!(!vote(&mut cluster, 2, 7), "not durable yet");
     cluster.turn(

@@ -127,7 +127,8 @@ fn a_shard_is_as_its_leader_sees_it_and_members_hold_what_they_have_and_what_the
     );
     assert_eq!(
         (b.name.as_str(), b.state, b.replicas, b.leaders, b.bytes),
-        ("c-1", MemberState::Draining, 2, 0, 200)
+        ("c-1", MemberState::Draining, 1, 0, 200),
+        "what only the member itself still counts does not keep it"
     );
     let [default, orders] = layout.keyspaces.as_slice() else {
         panic!("{:?}", layout.keyspaces)

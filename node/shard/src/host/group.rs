@@ -5,7 +5,7 @@ use crate::effect::{Done, WriteToken};
 use crate::envelope::Envelope;
 use crate::policy::{CutPolicy, LogFacts, compact_to};
 use althing_raft::Raft;
-use althing_raft::entry::{ConfigState, Entry, Payload, SnapshotMeta};
+use althing_raft::entry::{ConfigState, ConfigStep, Entry, Payload, SnapshotMeta};
 use althing_raft::ids::{Index, LogPosition, Now};
 use althing_raft::io::{RequestId, Role, Soft};
 use althing_raft::message::Message;
@@ -40,8 +40,8 @@ pub(super) struct Group {
     pub(super) transfers: Vec<RequestId>,
     /// Commands that wait for revisions, in a sequenced group.
     pub(super) stamps: Stamps,
-    /// The newest entry that cut the group in two, or joined another one with it. A member that gets the log from its beginning cannot do
-    /// that once more: the other group is not there. So the log is cut behind it before anybody is added.
+    /// The newest entry that whoever is added must not apply: one that cut the group in two or joined another one with it (the other group
+    /// is not there any more), or one that took a member away (`CutPolicy::behind_removals`). The log is cut behind it first.
     pub(super) reshaped: Index,
     /// Answers that wait for the state machine.
     after_apply: BTreeMap<Index, Vec<(RequestId, Done)>>,
@@ -177,12 +177,13 @@ impl Group {
     }
 
     /// Notes what the log holds of a former life.
-    pub(super) fn look_for_reshaping(&mut self, entries: &[Entry]) {
+    pub(super) fn look_for_reshaping(&mut self, entries: &[Entry], behind_removals: bool) {
         let reshaping = |entry: &&Entry| match &entry.payload {
             Payload::Command(envelope) => {
                 Envelope::decode(envelope.clone()).is_ok_and(|envelope| ends_batch(&envelope.command))
             }
-            Payload::Noop | Payload::Config(_) | Payload::Reads(_) => false,
+            Payload::Config(change) => behind_removals && removes(&change.step),
+            Payload::Noop | Payload::Reads(_) => false,
         };
         let newest = entries.iter().rev().find(reshaping);
         self.reshaped = newest.map_or(Index::ZERO, |entry| entry.index);
@@ -197,5 +198,13 @@ impl Group {
         let ask = (self.soft.role == Role::Leader).then(|| self.stamps.ask_deadline());
         let ask = ask.flatten();
         self.deadline.into_iter().chain(hold).chain(read).chain(ask).min()
+    }
+}
+
+/// Whether a change may take somebody away.
+pub(super) fn removes(step: &ConfigStep) -> bool {
+    match step {
+        ConfigStep::AddLearner(_) | ConfigStep::Promote(_) => false,
+        ConfigStep::Remove(_) | ConfigStep::EnterJoint(_) | ConfigStep::LeaveJoint => true,
     }
 }

@@ -145,7 +145,7 @@ impl Host {
         let (applied, entries) = (start.start.applied.clone(), start.start.entries.clone());
         let (raft, output) = Raft::new(start.config, start.start, now);
         let mut group = Group::new(raft, applied);
-        group.look_for_reshaping(&entries);
+        group.look_for_reshaping(&entries, self.config.cut.behind_removals && id != GroupId::META);
         self.neighbours_change(now, &ConfigState::default(), &group.soft.config);
         let before = self.groups.insert(id, group);
         assert!(before.is_none(), "invariant: group {id} is started once");

@@ -1,6 +1,7 @@
 //! What gathers during a turn, and how a core's output gets in there.
 
 use super::Host;
+use super::group::removes;
 use crate::HostError;
 use crate::effect::{Done, Effect, Item, Refusal, Work};
 use crate::envelope::Envelope;
@@ -139,6 +140,7 @@ impl Host {
 
     fn apply(&mut self, id: GroupId, entries: Vec<Entry>) {
         let (me, nonce) = (self.config.me, self.config.nonce);
+        let behind_removals = self.config.cut.behind_removals && id != GroupId::META;
         let Some(group) = self.groups.get_mut(&id) else { return };
         let mut items = Vec::with_capacity(entries.len());
         let mut answers = Vec::new();
@@ -188,6 +190,9 @@ impl Host {
                 }
                 Payload::Config(change) => {
                     group.config = group.config.after(&change.step, position.index);
+                    if behind_removals && removes(&change.step) {
+                        group.reshaped = position.index;
+                    }
                     let request = RequestId(change.request.wrapping_sub(nonce.0));
                     if self.requests.stage(request, Stage::Committed) {
                         // Not yet applied, so this always waits.

@@ -10,6 +10,7 @@ use althing_raft::entry::{Entry, HardState, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, MemberId};
 use althing_raft::io::{Config, RequestId, Soft, Start};
 use althing_shard::envelope::BootNonce;
+use althing_shard::policy::CutPolicy;
 use althing_shard::{Done, GroupStart, Host, HostConfig, Item, Refusal, WriteToken};
 use althing_store::ops::TxnId;
 use althing_store::snapshot::Import;
@@ -241,7 +242,10 @@ pub(crate) fn start(
         nonce: BootNonce(nonce),
         heartbeat_interval: conditions.heartbeat_interval,
         silence: conditions.hibernate_after.map(|_| conditions.election_timeout),
-        cut: conditions.cut(),
+        cut: CutPolicy {
+            behind_removals: true,
+            ..conditions.cut()
+        },
         needs_stamp: althing_store::codec::needs_stamp,
     });
     althing_store::tidy(&engine)?;

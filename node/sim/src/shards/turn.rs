@@ -42,6 +42,11 @@ impl World {
                     let watch = self.watch(found.group);
                     watch.booted(member, found.hard_state, found.log_start, &found.entries);
                 }
+                // Of some the log was emptied before the crash, and nobody got to say so.
+                let gone: Vec<GroupId> = process.retired.keys().copied().collect();
+                for group in gone {
+                    self.watch(group).left(member, false);
+                }
                 self.trace
                     .note(self.now, number as u64, "start", &[boot, found.len() as u64], || {
                         format!("{member} boot {boot}, {} groups", found.len())

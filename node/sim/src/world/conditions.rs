@@ -220,6 +220,8 @@ impl Conditions {
             tail_entries: self.tail_entries,
             log_bytes_max: self.log_bytes_max,
             step_entries: self.step_entries,
+            // Members of this world never come back under the same id.
+            behind_removals: false,
         }
     }
 

@@ -146,11 +146,12 @@ impl<'a, S: StateStore> Exec<'a, S> {
     /// Whether a client's command may run here and now. In a sequenced shard everything before its stamp counts as there: what this
     /// shard does not have of it are other shards' changes, or none.
     fn admit(&mut self, command: &Command, stamp: Option<Revision>) -> Result<(), Fail> {
-        if !self.shard.owns(command) && !Mutant::ForeignKeysWritten.active() {
-            return Err(OpError::WrongShard.into());
-        }
+        // First: what a sealed shard says of other keys must not depend on whether its neighbour has taken it in here already.
         if self.shard.sealed.is_some() && !Mutant::SealedTakesCommands.active() {
             return Err(OpError::Sealed.into());
+        }
+        if !self.shard.owns(command) && !Mutant::ForeignKeysWritten.active() {
+            return Err(OpError::WrongShard.into());
         }
         self.admit_keys(command)?;
         match (self.shard.source, stamp) {

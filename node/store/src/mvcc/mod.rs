@@ -188,11 +188,11 @@ impl State {
     /// Whether a read of what is owned or not may be answered now.
     fn admit_read(&self, owned: impl FnOnce(&Shard) -> bool) -> Result<(), OpError> {
         let shard = &self.record.shard;
-        if !owned(shard) && !Mutant::ForeignKeysRead.active() {
-            return Err(OpError::WrongShard);
-        }
         if shard.sealed.is_some() {
             return Err(OpError::Sealed);
+        }
+        if !owned(shard) && !Mutant::ForeignKeysRead.active() {
+            return Err(OpError::WrongShard);
         }
         Ok(())
     }

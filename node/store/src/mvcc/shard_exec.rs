@@ -156,11 +156,11 @@ impl<S: StateStore> Exec<'_, S> {
             // The locks keep what was looked at then as it was.
             return self.look_over(&prepared.part);
         }
-        if !self.shard.owns_txn(part) {
-            return Err(OpError::WrongShard.into());
-        }
         if self.shard.sealed.is_some() {
             return Err(OpError::Sealed.into());
+        }
+        if !self.shard.owns_txn(part) {
+            return Err(OpError::WrongShard.into());
         }
         if self.shard.source == RevisionSource::Dense {
             return Err(OpError::Unstamped.into());
