@@ -54,6 +54,7 @@ fn only(members: usize, fault: Fault, begun: u64, ended: u64, reads: Reads) -> R
         shards: None,
         abilities: Abilities::default(),
         reads,
+        period: None,
     };
     let report = run(&options, &|line| println!("{line}")).unwrap();
     println!("{report}");

@@ -28,7 +28,10 @@ pub fn svg(report: &Report) -> String {
 "#,
         members = report.setting.members,
         etcd = escape(report.setting.etcd),
-        althing = escape(report.setting.althing),
+        althing = match report.setting.shards {
+            1 => escape(report.setting.althing),
+            shards => format!("{}, {shards} shards", escape(report.setting.althing)),
+        },
         etcd_at = LEFT + 18.0,
         althing_box = LEFT + 110.0,
         althing_at = LEFT + 128.0,

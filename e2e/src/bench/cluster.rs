@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use super::http::call;
+use super::plan::split_keys;
 use super::report::System;
 use super::usage::{self, Usage};
 use crate::command::{run, tail, wait_until};
@@ -142,6 +143,36 @@ impl Cluster {
             ask(&format!("/v1/members/{id}/promote"), &json!({}))?;
         }
         Ok(())
+    }
+
+    /// Has the keyspace of ours cut into so many shards, and waits until it is and nothing is done to it any more.
+    pub(super) fn cut(&self, shards: u32) -> Result<()> {
+        if shards == 1 {
+            return Ok(());
+        }
+        let wanted = json!({"shards": shards, "partitioning": {"range": {"splitKeys": split_keys(shards)}}});
+        let taken = wait_until("the leader takes the layout", READY_LIMIT, || {
+            let asked = self
+                .members
+                .iter()
+                .map(|member| call("PUT", member.admin, "/v1/keyspaces/default", &wanted.to_string()));
+            asked
+                .reduce(|one, other| one.or(other))
+                .unwrap_or_else(|| Err("there is no member".to_owned()))
+        });
+        taken.map_err(|error| self.blame(error))?;
+        let cut = wait_until("the keyspace has its shards", READY_LIMIT, || {
+            let answer = call("GET", self.members[0].admin, "/v1/layout", "")?;
+            let layout: Value = serde_json::from_str(&answer).map_err(|error| error.to_string())?;
+            let current = layout["keyspaces"][0]["currentShards"].as_u64();
+            let idle = layout["operations"].as_array().is_some_and(Vec::is_empty);
+            if current == Some(shards.into()) && idle {
+                Ok(())
+            } else {
+                Err(format!("{current:?} shards, under way: {}", layout["operations"]))
+            }
+        });
+        cut.map_err(|error| self.blame(error))
     }
 
     /// Adds the ends of the members' logs to an error.

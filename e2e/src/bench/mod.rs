@@ -45,6 +45,8 @@ pub struct Options {
     pub kinds: Vec<Kind>,
     /// Our program.
     pub node: PathBuf,
+    /// Shards of our keyspace.
+    pub shards: u32,
 }
 
 /// The parts' families that are needed.
@@ -68,7 +70,11 @@ pub fn etcd(options: &Options) -> Result<Report> {
     let clusters =
         System::BOTH.map(|system| Cluster::start(system, &programs, &folder.0).map(|cluster| (system, cluster)));
     let clusters: Vec<(System, Cluster)> = clusters.into_iter().collect::<Result<_>>()?;
-    for (_, cluster) in &clusters {
+    for (system, cluster) in &clusters {
+        match system {
+            System::Etcd => {}
+            System::Althing => cluster.cut(options.shards)?,
+        }
         let endpoints = format!("--endpoints={}", cluster.endpoints().join(","));
         let value = "v".repeat(VALUE_BYTES);
         run_with_input(
@@ -101,6 +107,7 @@ pub fn etcd(options: &Options) -> Result<Report> {
         cores: std::thread::available_parallelism().map_or(0, usize::from),
         filesystem,
         members: MEMBERS,
+        shards: options.shards,
         rounds: options.rounds,
         seconds: options.seconds,
         key_bytes: KEY_BYTES,

@@ -6,6 +6,8 @@ const CONNECTIONS_MAX: usize = 100;
 pub const KEY_BYTES: usize = 32;
 /// Bytes of a value: the size that etcd's own performance pages use.
 pub const VALUE_BYTES: usize = 256;
+/// The most shards that the keys which puts write can be cut into by their first byte, half of whose values there are.
+pub const SHARDS_MAX: u32 = 64;
 /// Different keys that puts write.
 const KEY_SPACE: usize = 100_000;
 /// Requests of one run at most, however fast they are: what a run writes and how long it takes stay bounded.
@@ -116,6 +118,16 @@ impl Case {
     }
 }
 
+/// Where shards begin so that puts are spread over them, as the admin API writes keys.
+///
+/// The tool's sequential keys begin with a number as a zigzag varint: of the first byte the highest bit is set from 64 on, and the others
+/// are the number's lowest, so that neighbours among the numbers are far from each other among the keys.
+pub fn split_keys(shards: u32) -> Vec<String> {
+    (1..shards)
+        .map(|shard| format!("\\x{:02x}", 0x80 + 0x80 * shard / shards))
+        .collect()
+}
+
 /// All cases of these kinds and numbers of clients.
 pub fn cases(kinds: &[Kind], clients: &[usize]) -> Vec<Case> {
     kinds
@@ -162,6 +174,12 @@ mod tests {
         assert_eq!(case.total(10_000.0, 3.0), 30_000);
         assert_eq!(case.total(1.0, 3.0), 5_000);
         assert_eq!(case.total(1e12, 3.0), TOTAL_MAX);
+    }
+
+    #[test]
+    fn shards_begin_in_equal_parts_of_the_keys_that_puts_write() {
+        assert_eq!(split_keys(4), ["\\xa0", "\\xc0", "\\xe0"]);
+        assert_eq!(split_keys(1), [""; 0]);
     }
 
     #[test]

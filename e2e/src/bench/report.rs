@@ -103,6 +103,8 @@ pub struct Setting {
     pub filesystem: String,
     /// Members of each system.
     pub members: usize,
+    /// Shards of our keyspace; etcd has one.
+    pub shards: u32,
     /// Rounds; in each, every case ran against both systems.
     pub rounds: usize,
     /// Seconds that a run was planned for.
@@ -214,6 +216,7 @@ pub(super) mod tests {
             cores: 2,
             filesystem: "ext4".to_owned(),
             members: 3,
+            shards: 1,
             rounds: 3,
             seconds: 3.0,
             key_bytes: 32,

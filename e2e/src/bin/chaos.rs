@@ -35,6 +35,12 @@ struct Cli {
     /// Flag for every member, as --read-mode=roster-lease; may be given several times.
     #[arg(long = "member-flag", value_name = "FLAG", allow_hyphen_values = true)]
     member_flags: Vec<String>,
+    /// No fault at all: what splits, merges and moves of shards cost by themselves.
+    #[arg(long)]
+    without_faults: bool,
+    /// Milliseconds from one request of a client to its next, if not as usual.
+    #[arg(long)]
+    period_ms: Option<u64>,
     /// No file system for each member, hence no full disk. Also so without root.
     #[arg(long)]
     without_volumes: bool,
@@ -84,6 +90,10 @@ fn run(cli: Cli) -> althing_e2e::Result<ExitCode> {
     let seed = cli.seed.unwrap_or_else(random_seed);
     let mut options = Options::drawn(program, cli.nodes, Duration::from_secs(cli.seconds), seed, abilities);
     options.flags = cli.member_flags;
+    options.period = cli.period_ms.map(Duration::from_millis);
+    if cli.without_faults {
+        options = options.without_faults();
+    }
     if let Some(shards) = cli.shards {
         options = options.with_shards(shards);
     }

@@ -39,8 +39,11 @@ impl fmt::Display for Laid {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "{} shards asked for at {:.1} s",
+            "{} shards{} asked for at {:.1} s",
             self.layout.shards,
+            self.layout
+                .replicas
+                .map_or_else(String::new, |replicas| format!(" of {replicas} replicas")),
             self.layout.at.as_secs_f64()
         )?;
         match (self.taken, self.reached) {
@@ -148,10 +151,10 @@ impl Asker {
     fn tend(&self, laid: Laid) -> std::result::Result<(), String> {
         let mut now = laid;
         if now.taken.is_none() {
-            self.ask(laid.layout.shards)?;
+            self.ask(laid.layout)?;
             now.taken = Some(self.begun.elapsed());
         } else if now.reached.is_none() {
-            self.is_reached(laid.layout.shards)?;
+            self.is_reached(laid.layout)?;
             now.reached = Some(self.begun.elapsed());
         }
         if let Some(last) = self.laid.write().unwrap_or_else(PoisonError::into_inner).last_mut() {
@@ -164,9 +167,10 @@ impl Asker {
     }
 
     /// Whoever leads takes it.
-    fn ask(&self, shards: u32) -> std::result::Result<KeyspaceStatus, String> {
+    fn ask(&self, layout: Layout) -> std::result::Result<KeyspaceStatus, String> {
         let request = KeyspaceRequest {
-            shards,
+            shards: layout.shards,
+            replicas: layout.replicas,
             ..KeyspaceRequest::default()
         };
         self.first(|admin| {
@@ -175,14 +179,19 @@ impl Asker {
         })
     }
 
-    fn is_reached(&self, shards: u32) -> std::result::Result<(), String> {
+    fn is_reached(&self, wanted: Layout) -> std::result::Result<(), String> {
+        // Of one version, whoever conducts knows most: the others have seen their own groups only.
+        let knows = |layout: &LayoutStatus| {
+            let shards = layout.keyspaces.iter().flat_map(|keyspace| &keyspace.shards);
+            (layout.version, shards.map(|shard| shard.voters.len()).sum::<usize>())
+        };
         let mut newest: Option<LayoutStatus> = None;
         for admin in &self.admins {
             let asked = self
                 .runtime
                 .block_on(async { timeout(ANSWER_LIMIT, admin.layout()).await });
             if let Ok(Ok(layout)) = asked
-                && newest.as_ref().is_none_or(|newest| newest.version < layout.version)
+                && newest.as_ref().is_none_or(|newest| knows(newest) < knows(&layout))
             {
                 newest = Some(layout);
             }
@@ -190,7 +199,16 @@ impl Asker {
         let layout = newest.ok_or("nobody answers")?;
         let keyspace = layout.keyspaces.iter().find(|keyspace| keyspace.name == KEYSPACE);
         let keyspace = keyspace.ok_or("there is no such keyspace")?;
-        if keyspace.desired_shards == shards && keyspace.current_shards == shards && layout.operations.is_empty() {
+        let shards = wanted.shards;
+        let shaped = keyspace.desired_shards == shards && keyspace.current_shards == shards;
+        let want = wanted
+            .replicas
+            .map_or(layout.members.len(), |replicas| replicas as usize);
+        let placed = keyspace
+            .shards
+            .iter()
+            .all(|shard| shard.voters.len() == want && shard.learners.is_empty());
+        if shaped && placed && keyspace.replicas == wanted.replicas && layout.operations.is_empty() {
             return Ok(());
         }
         let doing = layout.operations.iter().map(|operation| {
@@ -203,8 +221,9 @@ impl Asker {
             )
         });
         Err(format!(
-            "{} shards of {shards}; {}; {}",
+            "{} shards of {shards}{}; {}; {}",
             keyspace.current_shards,
+            if placed { "" } else { ", not all where they should be" },
             keyspace.message,
             doing.collect::<Vec<_>>().join("; ")
         ))

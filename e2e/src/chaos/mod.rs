@@ -69,6 +69,8 @@ pub struct Options {
     pub abilities: Abilities,
     /// How clients read; anything but linearizable is there to be found out.
     pub reads: Reads,
+    /// From one request of a client to its next, if not as usual.
+    pub period: Option<Duration>,
 }
 
 impl Options {
@@ -83,13 +85,21 @@ impl Options {
             shards: None,
             abilities,
             reads: Reads::Linearizable,
+            period: None,
         }
+    }
+
+    /// Without any fault: what splits, merges and moves cost by themselves.
+    #[must_use]
+    pub fn without_faults(mut self) -> Self {
+        self.plan.faults.clear();
+        self
     }
 
     /// With wishes for at most so many shards, of the same seed.
     #[must_use]
     pub fn with_shards(mut self, shards: u32) -> Self {
-        self.plan.layouts = plan::draw_layouts(self.seed.unwrap_or_default(), shards, self.plan.end);
+        self.plan.layouts = plan::draw_layouts(self.seed.unwrap_or_default(), shards, self.members, self.plan.end);
         self.shards = Some(shards);
         self
     }
@@ -140,6 +150,7 @@ fn run_in(options: &Options, folder: &Path, say: &dyn Fn(&str)) -> Result<Report
         Some(_) => Plan::spread(endpoints),
     };
     let workload = Workload::start(Plan {
+        period: options.period.unwrap_or(plan.period),
         request_timeout: REQUEST_TIMEOUT,
         reads: options.reads,
         attach: Attach::Stay,

@@ -50,6 +50,8 @@ pub struct Layout {
     pub at: Duration,
     /// How many.
     pub shards: u32,
+    /// Replicas of each; `None`: every member has one.
+    pub replicas: Option<u32>,
 }
 
 /// The faults of `length` for so many members.
@@ -90,13 +92,19 @@ pub fn draw(seed: u64, members: usize, length: Duration, abilities: Abilities) -
     }
 }
 
-/// Wishes for at most so many shards: first for all of them, then for other numbers, faults or not.
-pub fn draw_layouts(seed: u64, shards: u32, length: Duration) -> Vec<Layout> {
+/// Wishes for at most so many shards: first for all of them, then for other numbers, faults or not. Of more than three members some hold
+/// none of a shard now and then, so that shards move.
+pub fn draw_layouts(seed: u64, shards: u32, members: usize, length: Duration) -> Vec<Layout> {
     let mut rng = Rng::split(seed, "layouts", u64::from(shards));
     let mut layouts = Vec::new();
     let (mut at, mut now) = (CALM, shards);
     while at + LAYOUT_TAIL <= length {
-        layouts.push(Layout { at, shards: now });
+        let few = members > 3 && rng.chance(700);
+        layouts.push(Layout {
+            at,
+            shards: now,
+            replicas: few.then_some(3),
+        });
         at += ms(rng.between(LAYOUT_MS.0, LAYOUT_MS.1));
         // Another one than the present; where there is only one, it is asked for again.
         let others = u64::from(shards.saturating_sub(1)).max(1);
@@ -343,7 +351,7 @@ mod tests {
     #[test]
     fn wishes_for_shards_begin_with_all_and_differ_from_one_to_the_next() {
         for seed in 0..100 {
-            let layouts = draw_layouts(seed, 8, Duration::from_secs(120));
+            let layouts = draw_layouts(seed, 8, 5, Duration::from_secs(120));
             assert_eq!(layouts[0].shards, 8);
             assert!(layouts.len() >= 4, "{layouts:?}");
             assert!(
@@ -355,8 +363,11 @@ mod tests {
                 "{layouts:?}"
             );
         }
-        let one = draw_layouts(1, 1, Duration::from_secs(60));
-        assert!(one.iter().all(|layout| layout.shards == 1), "{one:?}");
+        let one = draw_layouts(1, 1, 3, Duration::from_secs(60));
+        assert!(
+            one.iter().all(|layout| (layout.shards, layout.replicas) == (1, None)),
+            "{one:?}"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use althing_e2e::bench::plan::Kind;
+use althing_e2e::bench::plan::{Kind, SHARDS_MAX};
 use althing_e2e::bench::report::{Figures, Line, Report};
 use althing_e2e::bench::{self, Options, chart};
 use althing_e2e::command::run_inherited;
@@ -60,6 +60,9 @@ pub(crate) struct Etcd {
     /// Only these cases.
     #[arg(long, value_delimiter = ',', default_values_t = Kind::ALL.map(Kind::name).map(str::to_owned))]
     cases: Vec<String>,
+    /// Shards that our keyspace is cut into; the files are named after them if there are several.
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=i64::from(SHARDS_MAX)))]
+    shards: u32,
     /// A built althing-node, instead of building one.
     #[arg(long)]
     node: Option<PathBuf>,
@@ -114,14 +117,26 @@ fn etcd(args: Etcd) -> Result<()> {
         clients: args.clients,
         kinds,
         node,
+        shards: args.shards,
     })?;
     let out = args.out.unwrap_or_else(|| paths::checkout().join(FOLDER));
     fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
     let json = serde_json::to_string_pretty(&report).expect("invariant: a report is plain data");
-    write(&out.join("etcd.json"), &(json + "\n"))?;
-    write(&out.join("etcd.svg"), &chart::svg(&report))?;
+    let name = match args.shards {
+        1 => "etcd".to_owned(),
+        shards => format!("etcd-{shards}-shards"),
+    };
+    write(&out.join(format!("{name}.json")), &(json + "\n"))?;
+    write(&out.join(format!("{name}.svg")), &chart::svg(&report))?;
     println!("\n{}\n", table(&report));
-    println!("etcd.json and etcd.svg are in {}", out.display());
+    if args.shards > 1 {
+        println!(
+            "{} shards on {} cores: all of them, all members and the load generator share these, so that this shows what shards\n\
+             cost (a revision from the sequencer, a log per shard) and not how they scale.",
+            args.shards, report.setting.cores
+        );
+    }
+    println!("{name}.json and {name}.svg are in {}", out.display());
     Ok(())
 }
 

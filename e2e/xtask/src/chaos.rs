@@ -24,6 +24,12 @@ pub(crate) struct Options {
     /// Flag for every member, as --read-mode=roster-lease; may be given several times
     #[arg(long = "member-flag", value_name = "FLAG", allow_hyphen_values = true)]
     member_flags: Vec<String>,
+    /// No fault at all: what splits, merges and moves of shards cost by themselves
+    #[arg(long)]
+    without_faults: bool,
+    /// Milliseconds from one request of a client to its next, if not as usual
+    #[arg(long)]
+    period_ms: Option<u64>,
     /// No file system for each member, hence no full disk (also so without root)
     #[arg(long)]
     without_volumes: bool,
@@ -50,6 +56,8 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         .args(options.seed.iter().flat_map(|seed| ["--seed", seed]))
         .args(options.shards.iter().map(|shards| format!("--shards={shards}")))
         .args(options.member_flags.iter().map(|flag| format!("--member-flag={flag}")))
+        .args(options.without_faults.then_some("--without-faults"))
+        .args(options.period_ms.iter().map(|period| format!("--period-ms={period}")))
         .args(options.without_volumes.then_some("--without-volumes"))
         .args(options.without_clocks.then_some("--without-clocks"))
         .current_dir(paths::checkout());
