@@ -286,8 +286,8 @@ pub enum ShardCommand {
         child: GroupId,
     },
     /// From here on clients are refused; the answer says where in the log "here" is. `Locked` while decisions are kept that nobody has
-    /// told to forget, because who takes over would not know them. A sealed shard decides nothing, so a coordinator that is no
-    /// more, and what it did not decide, is the same as a decision to abort.
+    /// told to forget, because who takes over would not know them. A sealed shard decides to commit nothing, so a coordinator that is
+    /// no more is the same as a decision to abort.
     Seal {
         /// The operation that wants it, which alone can undo it.
         operation: u64,

@@ -354,6 +354,26 @@ fn a_dense_or_sealed_shard_and_one_without_the_keys_prepare_nothing() {
 }
 
 #[test]
+fn a_sealed_shard_decides_to_abort_and_never_to_commit() {
+    let keys = sequenced(MemStore::default());
+    shard(&keys, ShardCommand::Seal { operation: 1 }).unwrap();
+    let decide = |number, decision| ShardCommand::Decide {
+        txn: id(number),
+        decision,
+    };
+    let committed = commit(20, &[true]);
+    assert_eq!(
+        shard(&keys, decide(1, committed.clone())),
+        Err(OpError::Sealed)
+    );
+    let aborted = Ok(ShardResult::Decided(Decision::Abort));
+    assert_eq!(shard(&keys, decide(1, Decision::Abort)), aborted);
+    assert_eq!(shard(&keys, decide(1, committed.clone())), aborted, "the first stands");
+    shard(&keys, ShardCommand::Unseal { operation: 1 }).unwrap();
+    assert_eq!(shard(&keys, decide(1, committed)), aborted, "whether it serves again or not");
+}
+
+#[test]
 fn a_reopened_or_copied_shard_knows_what_is_prepared_decided_and_late() {
     let store = MemStore::default();
     let keys = sequenced(store.clone());

@@ -221,7 +221,8 @@ impl<S: StateStore> Exec<'_, S> {
         {
             return Ok(ShardResult::Decided(stands.clone()));
         }
-        if self.shard.sealed.is_some() {
+        // An abort may be needed now: the shard that is to take this one over waits for locks whose transaction is decided here.
+        if self.shard.sealed.is_some() && *decision != Decision::Abort {
             return Err(OpError::Sealed.into());
         }
         if self.shard.source == RevisionSource::Dense {
