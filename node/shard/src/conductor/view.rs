@@ -2,7 +2,7 @@
 
 use crate::conductor::{GroupSeen, Limits, MemberView, Observed};
 use althing_raft::entry::ConfigState;
-use althing_raft::ids::{GroupId, MemberId, Now};
+use althing_raft::ids::{GroupId, Index, MemberId, Now};
 use althing_raft::io::Role;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -91,7 +91,8 @@ impl<'a> View<'a> {
             return true;
         }
         leader.seen.peers.get(&member).is_some_and(|peer| {
-            let near = peer.matched.0 + self.limits.lag >= leader.seen.last.index.0;
+            // A leader that has just begun has heard of nothing that others hold; they may hold nothing at all.
+            let near = peer.matched > Index::ZERO && peer.matched.0 + self.limits.lag >= leader.seen.last.index.0;
             // Nobody speaks in a group that sleeps; it fell asleep because everybody had everything.
             near && !peer.snapshot && (peer.active || leader.seen.hibernating)
         })

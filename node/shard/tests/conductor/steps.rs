@@ -2,7 +2,7 @@
 
 use crate::stories::{ROUNDS_MAX, spec, wish};
 use crate::world::{Faults, World};
-use althing_raft::ids::{GroupId, MemberId};
+use althing_raft::ids::{GroupId, Index, MemberId};
 use althing_shard::conductor::{Action, Subject, Unstoppable, conduct, stoppable};
 use althing_shard::map::{KeyspaceId, MemberState};
 use althing_shard::meta::KeyspaceSpec;
@@ -42,6 +42,27 @@ fn a_member_may_stop_only_while_every_shard_keeps_a_quorum_without_it() {
     world.flip(MemberId(2));
     world.settle(ROUNDS_MAX);
     assert_eq!(stop(&world, 1), Ok(()));
+}
+
+#[test]
+fn a_voter_that_has_confirmed_nothing_to_this_leader_is_not_caught_up_however_short_the_log_is() {
+    let mut world = World::new(9, 3);
+    wish(&mut world, "default", &spec(1, Some(3)));
+    world.settle(ROUNDS_MAX);
+    let group = GroupId::FIRST_SHARD;
+    let leader = world.groups[&group].leader.unwrap();
+    let [blank, other] = world.meta.shards[&group].replicas.iter().filter(|id| **id != leader).collect::<Vec<_>>()[..]
+    else {
+        panic!("two followers")
+    };
+    let (blank, other) = (*blank, *other);
+    let view = world.observed.members.get_mut(&leader).unwrap();
+    let seen = view.groups.get_mut(&group).unwrap();
+    assert!(seen.last.index.0 <= world.limits.lag, "{:?} would be lag enough", seen.last);
+    let peer = seen.peers.get_mut(&blank).unwrap();
+    (peer.matched, peer.active) = (Index::ZERO, true);
+    assert_eq!(stop(&world, other.0), Err(Unstoppable::NoQuorum { group, member: other }));
+    assert_eq!(stop(&world, blank.0), Ok(()), "it takes nothing away");
 }
 
 #[test]
