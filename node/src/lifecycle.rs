@@ -105,16 +105,19 @@ impl Lifecycle {
         if self.shared.groups.get(group).is_some() {
             return Ok(());
         }
+        let left = retired.get(&group).copied();
+        let start = Start {
+            hard_state: left.unwrap_or_default(),
+            ..Start::default()
+        };
+        if left.is_none() {
+            // A state without a log is a broken volume; and a snapshot may be durable before the first entry behind it is.
+            self.write(first_write(group, &start)).await?;
+        }
         let store = self.fresh(group)?;
-        let hard_state = retired.remove(&group).unwrap_or_default();
+        retired.remove(&group);
         self.shared.groups.insert(group, store);
-        self.start(
-            group,
-            Start {
-                hard_state,
-                ..Start::default()
-            },
-        )
+        self.start(group, start)
     }
 
     /// Gives birth to a group whose only voter is this member, with what it owns as its first entry. Nothing if it is here.

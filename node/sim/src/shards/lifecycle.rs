@@ -76,12 +76,17 @@ impl Node {
             return Ok(());
         }
         let forgets = self.ground.world.borrow().breaks(Sabotage::ForgetVoteOfRetired);
-        let hard_state = self.with(|process| process.retired.remove(&group)).flatten();
+        let retired = self.with(|process| process.retired.get(&group).copied()).flatten();
         let start = Start {
-            hard_state: hard_state.filter(|_| !forgets).unwrap_or_default(),
+            hard_state: retired.filter(|_| !forgets).unwrap_or_default(),
             ..Start::default()
         };
+        if retired.is_none() {
+            // A state without a log is a broken volume; and a snapshot may be durable before the first entry behind it is.
+            self.write(first_write(group, &start)).await?;
+        }
         let store = self.fresh(group)?;
+        self.with(|process| process.retired.remove(&group));
         self.ground.world.borrow_mut().counts.opened += 1;
         self.start_group(group, store, start);
         Ok(())
@@ -114,14 +119,8 @@ impl Node {
         let mut start = Start::birth(me, Bytes::from_static(b"somewhere:2380"));
         start.then(settle_entry(territory, source));
         let store = self.fresh(group)?;
-        self.write(GroupWrite {
-            group,
-            hard_state: Some(start.hard_state),
-            reset_to: None,
-            entries: start.entries.clone(),
-        })
-        .await?;
         {
+            // Before the write: after a crash it may be there.
             let mut world = self.ground.world.borrow_mut();
             world.counts.created += 1;
             world.watch(group).born(ConfigState {
@@ -129,6 +128,13 @@ impl Node {
                 ..ConfigState::default()
             });
         }
+        self.write(GroupWrite {
+            group,
+            hard_state: Some(start.hard_state),
+            reset_to: None,
+            entries: start.entries.clone(),
+        })
+        .await?;
         self.start_group(group, store, start);
         Ok(())
     }
