@@ -401,7 +401,15 @@ impl World {
             Work::Command { command, .. } => codec::ends_batch(command),
             Work::Noop | Work::Reads { .. } | Work::Configure { .. } => false,
         };
-        for batch in items.split_inclusive(ends) {
+        // A sealed state shows the judge nothing, not even what came before in its batch.
+        let seals = |item: &Item| match &item.work {
+            Work::Command { command, .. } => matches!(
+                codec::decode_command(command.clone()),
+                Ok(Command::Shard(ShardCommand::Seal { .. }))
+            ),
+            Work::Noop | Work::Reads { .. } | Work::Configure { .. } => false,
+        };
+        for batch in items.chunk_by(|before, after| !ends(before) && !seals(after)) {
             match self.apply(number, group, batch) {
                 Ok(events) => self.poll(number, events),
                 Err(error) => {
