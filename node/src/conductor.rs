@@ -284,13 +284,11 @@ impl Conductor {
                         sequenced: source == RevisionSource::Sequenced,
                     },
                 ),
-                Action::Close { member, group, guard } => (
-                    member,
-                    Control::Close {
-                        group: group.0,
-                        unchanged: guard_form(guard),
-                    },
-                ),
+                Action::Close { member, group, guard } => {
+                    let (life, last) = guard_form(guard);
+                    let group = group.0;
+                    (member, Control::Close { group, life, last })
+                }
                 Action::Configure {
                     leader,
                     group,

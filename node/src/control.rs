@@ -40,8 +40,10 @@ pub enum Control {
     Close {
         /// Of which group.
         group: u64,
-        /// The start of the replica and the end of its log that must be so still; absent if the map has done with the group.
-        unchanged: Option<(u64, PositionForm)>,
+        /// The start of the replica, which it must be still.
+        life: u64,
+        /// The end of its log, where it must end still; absent if the map has done with the group.
+        last: Option<PositionForm>,
     },
     /// Change a configuration that you lead.
     Configure {
@@ -424,9 +426,9 @@ pub fn source(sequenced: bool) -> RevisionSource {
 
 /// What must hold before a replica is taken down.
 #[must_use]
-pub fn guard_form(guard: CloseGuard) -> Option<(u64, PositionForm)> {
+pub fn guard_form(guard: CloseGuard) -> (u64, Option<PositionForm>) {
     match guard {
-        CloseGuard::Forgotten => None,
-        CloseGuard::Unchanged { life, last } => Some((life, last.into())),
+        CloseGuard::Forgotten { life } => (life, None),
+        CloseGuard::Unchanged { life, last } => (life, Some(last.into())),
     }
 }

@@ -126,10 +126,9 @@ impl Inner {
                 .create(GroupId(group), territory.into(), source(sequenced))
                 .await
                 .map_err(|error| error.to_string())?,
-            Control::Close { group, unchanged } => {
-                let unchanged = unchanged.map(|(life, last)| (life, LogPosition::from(last)));
+            Control::Close { group, life, last } => {
                 self.lifecycle
-                    .close(GroupId(group), unchanged)
+                    .close(GroupId(group), life, last.map(LogPosition::from))
                     .await
                     .map_err(|error| error.to_string())?;
             }

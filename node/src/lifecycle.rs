@@ -191,20 +191,18 @@ impl Lifecycle {
         });
     }
 
-    /// Removes this node's replica of a group, if it is this start of it and its log ends here. Repeating it is harmless.
+    /// Removes this node's replica of a group, if it is this start of it and its log ends there. Repeating it is harmless.
     ///
     /// # Errors
     /// If it is not so any more, or the node goes down.
-    pub async fn close(&self, group: GroupId, unchanged: Option<(u64, LogPosition)>) -> Result<(), NodeError> {
+    pub async fn close(&self, group: GroupId, life: u64, ends_at: Option<LogPosition>) -> Result<(), NodeError> {
         let mut retired = self.retired.lock().await;
         if self.shared.groups.get(group).is_none() {
             return Ok(());
         }
-        let ends_at = match unchanged {
-            Some((life, _)) if life != self.life(group) => return Err(NodeError::Changed(group)),
-            Some((_, last)) => Some(last),
-            None => None,
-        };
+        if life != self.life(group) {
+            return Err(NodeError::Changed(group));
+        }
         let hard_state = self.take_from_host(group, ends_at).await?;
         let hard_state = hard_state.ok_or(NodeError::Changed(group))?;
         // If another group took its state over, that must be durable before the log is emptied: a crash would clear the state, and the

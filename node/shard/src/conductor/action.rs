@@ -148,8 +148,12 @@ pub enum Action {
 /// What must hold at a member before it takes a replica down. Taking down a voter that has acknowledged something loses it.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum CloseGuard {
-    /// Nothing: the map has done with the group (`MetaState::is_forgotten`), and that stays so for ever.
-    Forgotten,
+    /// The map has done with the group (`MetaState::is_forgotten`), and that stays so for ever; but it is the same start of the replica. A
+    /// start may find another group of the node back at an entry that takes this one's state over, and needs it again.
+    Forgotten {
+        /// The start ([`life`](super::GroupSeen::life)).
+        life: u64,
+    },
     /// It is the same start of the replica and its log still ends here. All that it ever acknowledged up to here is committed by a
     /// configuration without its vote, so losing it takes nothing from any quorum, even if it was made a member again since.
     Unchanged {

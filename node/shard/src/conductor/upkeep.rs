@@ -205,7 +205,8 @@ impl<'a> Draft<'a> {
                 record.is_some_and(|record| seen.territory.epoch < record.epoch)
             };
             let forgotten = self.state.is_forgotten(group) && !others.iter().any(behind);
-            return forgotten.then(|| (CloseGuard::Forgotten, format!("shard {group} is no more")));
+            let guard = CloseGuard::Forgotten { life: seen.life };
+            return forgotten.then(|| (guard, format!("shard {group} is no more")));
         };
         let leader = self.view.leader(group);
         let member_now = leader.is_some_and(|leader| leader.seen.config.contains(member));

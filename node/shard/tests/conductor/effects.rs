@@ -100,12 +100,12 @@ impl World {
             return;
         };
         let holds = match guard {
-            CloseGuard::Forgotten => {
+            CloseGuard::Forgotten { life } => {
                 assert!(
                     self.meta.is_forgotten(group),
                     "{group} is taken down and the map still has it"
                 );
-                true
+                replica.life == life
             }
             CloseGuard::Unchanged { life, last } => {
                 let same = replica.life == life && self.groups[&group].position(replica.log) == last;

@@ -179,17 +179,15 @@ impl Node {
             return Ok(());
         }
         let careless = self.ground.world.borrow().breaks(Sabotage::CloseWithoutGuard);
-        let ends_at = match guard {
-            CloseGuard::Forgotten => None,
-            CloseGuard::Unchanged { .. } if careless => None,
-            CloseGuard::Unchanged { life, last } => {
-                let present = self.with(|process| process.lives.get(&group).copied()).flatten();
-                if present != Some(life) {
-                    return Err(Failure::No(format!("group {group} was started anew")));
-                }
-                Some(last)
-            }
+        let (life, ends_at) = match guard {
+            CloseGuard::Forgotten { life } => (life, None),
+            CloseGuard::Unchanged { life, last } => (life, Some(last)),
         };
+        let present = self.with(|process| process.lives.get(&group).copied()).flatten();
+        if present != Some(life) && !careless {
+            return Err(Failure::No(format!("group {group} was started anew")));
+        }
+        let ends_at = ends_at.filter(|_| !careless);
         let (left, hard_state) = promise();
         self.with(|process| process.leaving.insert(group, left));
         self.tell(Event::Retire { group, ends_at });
@@ -215,7 +213,7 @@ impl Node {
         {
             let mut world = self.ground.world.borrow_mut();
             world.counts.closed += 1;
-            world.watch(group).left(me, guard == CloseGuard::Forgotten);
+            world.watch(group).left(me, matches!(guard, CloseGuard::Forgotten { .. }));
         }
         let (cleared, gone_too) = promise();
         self.with(|process| process.jobs.push_back(Job::Retire(group, cleared)))
