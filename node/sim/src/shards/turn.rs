@@ -6,11 +6,11 @@ use super::{Errand, Todo, World};
 use crate::mutant::Sabotage;
 use crate::world::conditions::MS;
 use althing_raft::entry::SnapshotMeta;
-use althing_raft::ids::{GroupId, LogPosition, MemberId};
+use althing_raft::ids::{GroupId, LogPosition, MemberId, Term};
 use althing_raft::io::Role;
 use althing_shard::host::GroupView;
 use althing_shard::{Effect, Event, Item, Work};
-use althing_store::ops::{Command, RevisionSource, ShardCommand};
+use althing_store::ops::{Command, RevisionSource, ShardCommand, Territory};
 use althing_store::{ApplyItem, CommandResult, MemStore, StoreError, codec};
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -641,13 +641,13 @@ impl World {
             let process = self.machines[machine].process.as_ref()?;
             let view = process.host.view(group)?;
             let soft = &view.raft.soft;
-            let knows =
-                soft.role == Role::Leader && view.raft.commit == view.applied.index && view.applied.term == soft.term;
+            let knows = view.raft.commit == view.applied.index && view.applied.term == soft.term;
             let store = process.groups.get(&group)?;
-            (knows && store.sealed().is_none()).then(|| (soft.term, store.territory()))
+            let territory = (knows && store.sealed().is_none()).then(|| store.territory());
+            (soft.role == Role::Leader).then_some((soft.term, territory))
         };
-        let mut spans: BTreeMap<GroupId, (althing_raft::ids::Term, MemberId, althing_store::partition::Territory)> =
-            BTreeMap::new();
+        // Of several that believe to lead, only the newest can know.
+        let mut spans: BTreeMap<GroupId, (Term, MemberId, Option<Territory>)> = BTreeMap::new();
         for machine in 0..self.machines.len() {
             let Some(process) = &self.machines[machine].process else {
                 continue;
@@ -665,9 +665,12 @@ impl World {
                 }
             }
         }
-        let all: Vec<_> = spans.into_iter().collect();
-        for (at, (one, (_, member, territory))) in all.iter().enumerate() {
-            for (other, (_, their, others)) in &all[at + 1..] {
+        let known = |(group, (_, member, territory)): (GroupId, (Term, MemberId, Option<Territory>))| {
+            territory.map(|territory| (group, member, territory))
+        };
+        let all: Vec<_> = spans.into_iter().filter_map(known).collect();
+        for (at, (one, member, territory)) in all.iter().enumerate() {
+            for (other, their, others) in &all[at + 1..] {
                 let both = territory.span.and(&others.span);
                 if both.is_some_and(|both| !both.is_empty()) {
                     self.violation(format!(
