@@ -175,7 +175,7 @@ async fn record(shim: &Path, lie: &str, rounds: u64) -> Recording {
         while acks.lock().unwrap().len() < goal {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
-        rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+        rustix::process::kill_process(pid, rustix::process::Signal::USR2).unwrap();
     };
     tokio::join!(load(&node, &trace_path, rounds / 3..half, &acks), killer);
     node.kill();

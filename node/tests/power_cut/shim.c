@@ -8,12 +8,16 @@
  * A record is six little-endian words (magic and operation, inode, two arguments, lengths of path and data), the path, the data.
  * Whatever changes a file or a name happens under one lock together with its record, so the trace has their true order. A sync
  * says where the trace stood when it began: only what was recorded before is made durable by it.
+ *
+ * SIGUSR2 kills the process as soon as nothing is done that is not recorded yet. A plain SIGKILL may come between the two, and what
+ * goes on with the files afterwards builds on something that the trace does not have.
  */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <pthread.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -33,12 +37,27 @@ static char root[4096], lie[256];
 static size_t root_len;
 static int trace = -1;
 static uint64_t position;
+static volatile sig_atomic_t dying;
 /* Inode of each open file below the root; FOREIGN for others, 0 if not known yet. */
 static uint64_t inodes[FDS];
 static unsigned char lies[FDS];
 
 static ssize_t (*real_writev)(int, const struct iovec *, int);
 #define REAL(name) ((__typeof__(&name))dlsym(RTLD_NEXT, #name))
+
+static void die_soon(int signal) {
+    (void)signal;
+    dying = 1;
+}
+
+/* Lets go of the lock: everything done is recorded. */
+static void whole(void) {
+    if (dying) {
+        kill(getpid(), SIGKILL);
+        for (;;) pause();
+    }
+    pthread_mutex_unlock(&lock);
+}
 
 __attribute__((constructor)) static void begin(void) {
     const char *to = getenv("POWER_CUT_TRACE"), *below = getenv("POWER_CUT_ROOT"), *liar = getenv("POWER_CUT_LIE");
@@ -51,15 +70,17 @@ __attribute__((constructor)) static void begin(void) {
     if (trace < 0) abort();
     position = (uint64_t)lseek(trace, 0, SEEK_END);
     inodes[trace] = FOREIGN;
+    struct sigaction action = {.sa_handler = die_soon, .sa_flags = SA_RESTART};
+    sigaction(SIGUSR2, &action, NULL);
 }
 
 static void record(uint32_t op, uint64_t inode, uint64_t a, uint64_t b, const char *path, const void *data, size_t len) {
     size_t path_len = path ? strlen(path) : 0;
     uint64_t head[6] = {MAGIC | (uint64_t)op << 32, inode, a, b, path_len, len};
     struct iovec parts[3] = {{head, sizeof head}, {(void *)path, path_len}, {(void *)data, len}};
-    size_t whole = sizeof head + path_len + len;
-    if (real_writev(trace, parts, 3) != (ssize_t)whole) abort();
-    position += whole;
+    size_t all = sizeof head + path_len + len;
+    if (real_writev(trace, parts, 3) != (ssize_t)all) abort();
+    position += all;
 }
 
 /* The absolute path, if it lies below the root. */
@@ -118,7 +139,7 @@ static int opened(int (*call)(int, const char *, int, mode_t), int dir, const ch
         else if (flags & O_TRUNC) record(TRUNCATE, st.st_ino, 0, 0, NULL, NULL, 0);
     }
     int saved = errno;
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return fd;
 }
@@ -172,7 +193,7 @@ static ssize_t written(int fd, const struct iovec *parts, int count, off_t at) {
         where += (off_t)len;
         left -= (ssize_t)len;
     }
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return done;
 }
@@ -196,13 +217,13 @@ static int synced(int (*call)(int), int fd) {
     if (lies[fd]) return 0;
     pthread_mutex_lock(&lock);
     uint64_t began = position;
-    pthread_mutex_unlock(&lock);
+    whole();
     int done = call(fd);
     int saved = errno;
     if (done == 0) {
         pthread_mutex_lock(&lock);
         record(SYNC, inode, began, 0, NULL, NULL, 0);
-        pthread_mutex_unlock(&lock);
+        whole();
     }
     errno = saved;
     return done;
@@ -216,7 +237,7 @@ int ftruncate(int fd, off_t len) {
     pthread_mutex_lock(&lock);
     int done = REAL(ftruncate)(fd, len), saved = errno;
     if (done == 0) record(TRUNCATE, inode, (uint64_t)len, 0, NULL, NULL, 0);
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return done;
 }
@@ -239,7 +260,7 @@ static int renamed(int from_dir, const char *from, int to_dir, const char *to) {
     pthread_mutex_lock(&lock);
     int done = REAL(renameat)(from_dir, from, to_dir, to), saved = errno;
     if (done == 0) record(RENAME, 0, 0, 0, a, b, strlen(b));
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return done;
 }
@@ -252,7 +273,7 @@ static int unlinked(int dir, const char *path, int flags) {
     pthread_mutex_lock(&lock);
     int done = REAL(unlinkat)(dir, path, flags), saved = errno;
     if (done == 0) record(UNLINK, 0, 0, 0, full, NULL, 0);
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return done;
 }
@@ -267,7 +288,7 @@ int mkdirat(int dir, const char *path, mode_t mode) {
     pthread_mutex_lock(&lock);
     int done = REAL(mkdirat)(dir, path, mode), saved = errno;
     if (done == 0 && fstatat(dir, path, &st, 0) == 0) record(MKDIR, st.st_ino, 0, 0, full, NULL, 0);
-    pthread_mutex_unlock(&lock);
+    whole();
     errno = saved;
     return done;
 }
