@@ -235,7 +235,7 @@ fn a_sealed_neighbour_joins_and_can_be_cut_off_and_join_again() {
         assert_eq!(show(&[keys.get_at("e", 8).unwrap().unwrap()]), ["e=1@6/6/1"]);
     }
     for child in [&child, &reopened(CHILD)] {
-        assert_eq!(child.range(&Range::of(single("e"))), Err(OpError::WrongShard));
+        assert_eq!(child.range(&Range::of(single("e"))), Err(OpError::Sealed));
         assert_eq!(shard(child, ShardCommand::Unseal { operation: 7 }), Err(OpError::Stale));
         assert_eq!(child.mvcc.size().unwrap().revisions, 0);
     }
