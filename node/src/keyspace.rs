@@ -84,6 +84,12 @@ impl RoutedKeyspace {
         chart.table(self.id).cloned().ok_or(KeyspaceError::NoLeader)
     }
 
+    /// Whether the keyspace holds as much as it may.
+    fn full(&self) -> bool {
+        let chart = self.ground.atlas.chart();
+        chart.state.keyspaces.get(&self.id).is_some_and(|record| record.full)
+    }
+
     /// The group that stands for the keyspace where etcd has only one.
     fn first(&self) -> GroupId {
         self.table().map_or(GroupId::META, |table| table.shards()[0].group)
@@ -453,7 +459,7 @@ impl Keyspace for RoutedKeyspace {
 
     async fn execute(&self, command: Command) -> Result<(Header, OpResult), KeyspaceError> {
         let shared = self.shared();
-        if (grows(&command) && shared.short_of_space()) || shared.out_of_space() {
+        if (grows(&command) && (shared.short_of_space() || self.full())) || shared.out_of_space() {
             return Err(OpError::NoSpace.into());
         }
         let mut bytes = BytesMut::new();
@@ -498,12 +504,19 @@ impl Keyspace for RoutedKeyspace {
         if soft.leader.is_none() {
             errors.push("etcdserver: no leader".to_owned());
         }
-        if shared.short_of_space() {
+        if shared.short_of_space() || self.full() {
             errors.push("etcdserver: mvcc: database space exceeded".to_owned());
         }
+        let chart = self.ground.atlas.chart();
+        let quota = chart
+            .state
+            .keyspaces
+            .get(&self.id)
+            .and_then(|record| record.quota_bytes);
         let status = Status {
             db_size: i64::try_from(size.on_disk).unwrap_or(i64::MAX),
             db_size_in_use: i64::try_from(size.in_use).unwrap_or(i64::MAX),
+            db_size_quota: i64::try_from(quota.unwrap_or_default()).unwrap_or(i64::MAX),
             leader: soft.leader.map(|leader| leader.0).unwrap_or_default(),
             raft_index: view.raft.commit.0,
             raft_term: soft.term.0,
@@ -624,7 +637,7 @@ impl Keyspace for RoutedKeyspace {
     }
 
     fn alarms(&self) -> Vec<Alarm> {
-        if self.shared().short_of_space() {
+        if self.shared().short_of_space() || self.full() {
             vec![Alarm::NoSpace]
         } else {
             Vec::new()

@@ -7,8 +7,13 @@ use althing_admin::client::AdminError;
 use althing_admin::{KeyspaceRequest, KeyspaceState, KeyspaceStatus, Partitioning, ProblemReason, ShardKind};
 use althing_api::pb::etcdserverpb::cluster_client::ClusterClient;
 use althing_api::pb::etcdserverpb::kv_client::KvClient;
-use althing_api::pb::etcdserverpb::{MemberListRequest, PutRequest, RangeRequest};
+use althing_api::pb::etcdserverpb::maintenance_client::MaintenanceClient;
+use althing_api::pb::etcdserverpb::{
+    AlarmRequest, AlarmType, CompactionRequest, DeleteRangeRequest, MemberListRequest, PutRequest, RangeRequest,
+    StatusRequest,
+};
 use support::{Node, eventually};
+use tonic::Code;
 use tonic::transport::{Channel, Endpoint};
 
 fn asked(shards: u32) -> KeyspaceRequest {
@@ -224,4 +229,86 @@ async fn wishes_that_cannot_be_had_are_refused_with_the_reason() {
     assert_eq!(draining.state, althing_admin::MemberState::Draining);
     let active = admin.undrain(&me).await.unwrap();
     assert_eq!(active.state, althing_admin::MemberState::Active);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_keyspace_at_its_quota_refuses_puts_until_deletions_and_a_compaction_have_made_room() {
+    /// Far more than is written before the conductor looks again.
+    const PUTS_MAX: usize = 20_000;
+    let node = Node::start("k-0");
+    node.bootstrap().await;
+    let quota = 300_000;
+    let wish = KeyspaceRequest {
+        quota_bytes: Some(quota),
+        ..asked(1)
+    };
+    node.admin().put_keyspace("small", &wish).await.unwrap();
+    let _ = becomes(&node, "small", |found| found.state == KeyspaceState::Active).await;
+    let port = 2379;
+    let (small, default) = (
+        channel(&node, port, "small").await,
+        channel(&node, port, "elsewhere").await,
+    );
+    let value = "x".repeat(1000);
+    let mut kv = KvClient::new(small.clone());
+    let mut refused = None;
+    for n in 0..PUTS_MAX {
+        let request = PutRequest {
+            key: format!("{n:06}").into(),
+            value: value.clone().into(),
+            ..PutRequest::default()
+        };
+        if let Err(status) = kv.put(request).await {
+            refused = Some((n, status));
+            break;
+        }
+    }
+    let (taken, status) = refused.unwrap();
+    assert_eq!(
+        (status.code(), status.message()),
+        (Code::ResourceExhausted, "etcdserver: mvcc: database space exceeded")
+    );
+    assert!(
+        taken as u64 * 1000 >= quota,
+        "{taken} puts of 1,000 bytes are within the quota"
+    );
+
+    let mut maintenance = MaintenanceClient::new(small.clone());
+    let alarms = maintenance
+        .alarm(AlarmRequest::default())
+        .await
+        .unwrap()
+        .into_inner()
+        .alarms;
+    assert_eq!(
+        alarms.iter().map(|alarm| alarm.alarm()).collect::<Vec<_>>(),
+        vec![AlarmType::Nospace]
+    );
+    let status = maintenance.status(StatusRequest::default()).await.unwrap().into_inner();
+    assert_eq!(status.db_size_quota, i64::try_from(quota).unwrap());
+    let told = becomes(&node, "small", |found| found.message.contains("bytes that it may take")).await;
+    assert_eq!(told.quota_bytes, Some(quota));
+    assert_eq!(get(&small, "000000").await, Some(value.clone()), "reads go on");
+    put(&default, "a", "1").await;
+
+    let everything = DeleteRangeRequest {
+        key: vec![0].into(),
+        range_end: vec![0].into(),
+        ..DeleteRangeRequest::default()
+    };
+    let revision = kv
+        .delete_range(everything)
+        .await
+        .unwrap()
+        .into_inner()
+        .header
+        .unwrap()
+        .revision;
+    let compaction = CompactionRequest {
+        revision,
+        physical: true,
+    };
+    kv.compact(compaction).await.unwrap();
+    let _ = becomes(&node, "small", |found| found.message.is_empty()).await;
+    put(&small, "again", "1").await;
 }

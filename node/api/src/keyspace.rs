@@ -76,6 +76,8 @@ pub struct Status {
     pub db_size: i64,
     /// Bytes of it in use.
     pub db_size_in_use: i64,
+    /// Bytes that the keyspace may take; 0: the volume is the limit.
+    pub db_size_quota: i64,
     /// Leader's member id, 0 if unknown.
     pub leader: u64,
     /// Commit index.

@@ -150,8 +150,7 @@ pub fn status(of: Header, status: Status) -> pb::StatusResponse {
         db_size_in_use: status.db_size_in_use,
         is_learner: status.is_learner,
         storage_version: ETCD_STORAGE_VERSION.to_owned(),
-        // No quota of our own: the volume's size is the limit.
-        db_size_quota: 0,
+        db_size_quota: status.db_size_quota,
         downgrade_info: Some(pb::DowngradeInfo::default()),
     }
 }

@@ -173,6 +173,7 @@ fn status() -> Status {
     Status {
         db_size: 0,
         db_size_in_use: 0,
+        db_size_quota: 0,
         leader: 0,
         raft_index: 1,
         raft_term: 2,

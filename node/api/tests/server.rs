@@ -295,7 +295,7 @@ async fn status_tells_what_etcdctl_prints() {
     let mut maintenance = MaintenanceClient::new(server.channel.clone());
     let answer = maintenance.status(StatusRequest {}).await.expect("status").into_inner();
     expect![[r#"
-        StatusResponse { header: Some(ResponseHeader { cluster_id: 12, member_id: 10, revision: 1, raft_term: 3 }), version: "3.6.0", db_size: 4096, leader: 10, raft_index: 7, raft_term: 3, raft_applied_index: 6, errors: [], db_size_in_use: 1024, is_learner: false, storage_version: "3.6.0", db_size_quota: 0, downgrade_info: Some(DowngradeInfo { enabled: false, target_version: "" }) }"#]]
+        StatusResponse { header: Some(ResponseHeader { cluster_id: 12, member_id: 10, revision: 1, raft_term: 3 }), version: "3.6.0", db_size: 4096, leader: 10, raft_index: 7, raft_term: 3, raft_applied_index: 6, errors: [], db_size_in_use: 1024, is_learner: false, storage_version: "3.6.0", db_size_quota: 8192, downgrade_info: Some(DowngradeInfo { enabled: false, target_version: "" }) }"#]]
     .assert_eq(&format!("{answer:?}"));
 }
 

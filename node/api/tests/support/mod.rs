@@ -107,6 +107,7 @@ impl Keyspace for Local {
         let status = Status {
             db_size: 4096,
             db_size_in_use: 1024,
+            db_size_quota: 8192,
             leader: if self.has_leader() { 0xa } else { 0 },
             raft_index: 7,
             raft_term: 3,

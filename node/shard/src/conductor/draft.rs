@@ -122,6 +122,11 @@ impl<'a> Draft<'a> {
         self.change.keyspaces.insert(id, keyspace);
     }
 
+    /// Whether this plan changes a keyspace's row already.
+    pub(super) fn changes_keyspace(&self, id: KeyspaceId) -> bool {
+        self.change.keyspaces.contains_key(&id)
+    }
+
     pub(super) fn put_member(&mut self, id: MemberId, member: Option<crate::map::MemberRecord>, reason: String) {
         self.change.members.insert(id, member);
         self.because(reason);

@@ -15,6 +15,7 @@ mod draft;
 mod grow;
 mod limits;
 mod observed;
+mod quota;
 mod reshape;
 mod stoppable;
 mod upkeep;
@@ -45,6 +46,7 @@ pub fn conduct(state: &MetaState, seen: &Observed, now: Now, limits: &Limits) ->
     draft.tend_groups();
     draft.tend_leftovers();
     draft.tend_leaders();
+    draft.tend_quotas();
     draft.finish()
 }
 

@@ -91,6 +91,9 @@ pub struct KeyspaceRecord {
     /// Bytes that it may take.
     #[serde(default)]
     pub quota_bytes: Option<u64>,
+    /// Whether it holds as much as it may, so that it takes no more: what the conductor last saw.
+    #[serde(default)]
+    pub full: bool,
     /// How linearizable reads are answered; `None`: each shard as it was last told.
     #[serde(default, with = "rows::reads")]
     pub reads: Option<ReadSpec>,

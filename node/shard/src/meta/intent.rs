@@ -194,6 +194,7 @@ impl MetaState {
             split_keys: Vec::new(),
             port: None,
             quota_bytes: None,
+            full: false,
             reads: None,
             state: KeyspaceState::Active,
         };
@@ -256,6 +257,7 @@ impl MetaState {
             split_keys,
             port: spec.port,
             quota_bytes: spec.quota_bytes,
+            full: present.is_some_and(|(_, record)| record.full),
             reads: spec.reads.clone(),
             state: present.map_or(KeyspaceState::Creating, |(_, record)| record.state),
         };

@@ -221,3 +221,37 @@ fn a_late_seal_of_an_operation_that_is_over_is_undone() {
     }
     assert_eq!(world.groups[&group].now().sealed, Some(over + 1));
 }
+
+#[test]
+fn a_keyspace_is_full_from_its_quota_on_until_it_holds_clearly_less_and_that_is_for_the_map_to_say() {
+    let mut world = World::new(10, 3);
+    wish(&mut world, "default", &spec(3, Some(3)));
+    world.settle(ROUNDS_MAX);
+    world.clients = false;
+    let held = |world: &World| -> u64 {
+        let shards = world.meta.shards_of(KeyspaceId::DEFAULT);
+        let data = shards.iter().map(|(group, _)| 100 * world.groups[group].now().data.len() as u64);
+        data.sum()
+    };
+    let full = |world: &World| world.meta.keyspaces[&KeyspaceId::DEFAULT].full;
+    let quota = |world: &mut World, quota_bytes| {
+        let spec = KeyspaceSpec {
+            quota_bytes: Some(quota_bytes),
+            ..spec(3, Some(3))
+        };
+        wish(world, "default", &spec);
+        world.settle(ROUNDS_MAX);
+    };
+    let held = held(&world);
+    assert!(held >= 1000, "{held} bytes are too few to tell");
+    quota(&mut world, held + 1);
+    assert!(!full(&world));
+    quota(&mut world, held);
+    assert!(full(&world));
+    assert!(pending(&world)[0].starts_with(&format!("it holds {held} of the {held} bytes")), "{:?}", pending(&world));
+    quota(&mut world, held + held / 20);
+    assert!(full(&world), "a little room is none");
+    quota(&mut world, 2 * held);
+    assert!(!full(&world));
+    assert_eq!(pending(&world), Vec::<String>::new());
+}
