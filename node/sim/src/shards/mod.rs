@@ -7,6 +7,7 @@
 //!
 //! What a run came to is judged by `judge`, from what state machines applied and from what clients were told.
 
+mod apply;
 mod call;
 mod calm;
 mod client;
@@ -21,6 +22,7 @@ mod observe;
 mod sequencer;
 mod spread;
 mod task;
+mod territories;
 mod turn;
 mod weather;
 
