@@ -95,6 +95,12 @@ pub enum NodeError {
         "this volume has a log and no cluster: its bootstrap was interrupted. Repeat the bootstrap with the cluster's id"
     )]
     HalfBorn,
+    /// Its data is from before there was a shard map.
+    #[error(
+        "this volume has shards and no meta group: a build from before the shard map wrote it, which this one cannot read. \
+         Start that build again, copy the keys out (etcdctl get --prefix ''), and put them into a new cluster"
+    )]
+    NoMap,
     /// It belongs to another one.
     #[error("this node belongs to cluster {0:016x}")]
     OtherCluster(u64),
@@ -352,6 +358,9 @@ impl Node {
         match identity.cluster() {
             Some(cluster) => {
                 shared.set_cluster(cluster);
+                if !volume.groups.is_empty() && !volume.groups.contains_key(&GroupId::META) {
+                    return Err(NodeError::NoMap);
+                }
                 for (group, found) in volume.groups {
                     lifecycle.resume(group, found.store, found.start)?;
                 }

@@ -280,6 +280,7 @@ pub(super) async fn bootstrap(
             | NodeError::Listen { .. }
             | NodeError::Thread(_)
             | NodeError::HalfBorn
+            | NodeError::NoMap
             | NodeError::BornBefore(_)
             | NodeError::Changed(_)
             | NodeError::Stopped => refuse(ProblemReason::Unavailable, error.to_string()),
