@@ -21,14 +21,16 @@
 //! 10. On a full disk ([`StoreError::is_no_space`]) the host stops writing; sled is not asked to write again.
 
 mod defrag;
+mod rows;
 
 pub use defrag::Defragmented;
 
 use crate::error::StoreError;
 use crate::mem::fill_page;
 use crate::pack;
+use rows::{CHUNKED, DATA, INLINE, chunk_count, chunk_key, data_key, put, put_run};
 use crate::state::{Batch, BatchOp, KeySpan, Order, Page, PageLimit, StateStore};
-use bytes::{Buf, BufMut, Bytes};
+use bytes::{Buf, Bytes};
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fs::{self, File};
@@ -57,14 +59,6 @@ const MARKER_TEXT: &str = "althing-store 2";
 const MARKER_TEXT_BEFORE: &str = "althing-store 1";
 const SLED_DIR: &str = "sled";
 const QUARANTINE: &str = "quarantine-";
-
-/// Row prefixes inside sled's tree.
-const DATA: u8 = b'd';
-const CHUNK: u8 = b'c';
-
-/// Value tags.
-const INLINE: u8 = 0;
-const CHUNKED: u8 = 1;
 
 /// How to run sled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -477,70 +471,6 @@ fn list_blobs(database: &Database) -> Result<BTreeSet<OsString>, StoreError> {
     names
         .map(|item| item.map(|item| item.file_name()).map_err(io_error("list", &dir)))
         .collect()
-}
-
-fn chunk_count(len: usize) -> u32 {
-    u32::try_from(len.div_ceil(CHUNK_BYTES)).expect("invariant: values are far below 2^32 chunks")
-}
-
-fn data_key(key: &[u8]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(1 + key.len());
-    out.push(DATA);
-    out.extend_from_slice(key);
-    out
-}
-
-/// Keys of equal length differ before the number, keys of different lengths give different lengths: no two collide.
-fn chunk_key(key: &[u8], number: u32) -> Vec<u8> {
-    let mut out = Vec::with_capacity(5 + key.len());
-    out.push(CHUNK);
-    out.extend_from_slice(key);
-    out.put_u32(number);
-    out
-}
-
-fn put(key: &[u8], value: &[u8], rows: &mut sled::Batch) {
-    if value.len() <= CHUNK_BYTES {
-        let mut row = Vec::with_capacity(1 + value.len());
-        row.push(INLINE);
-        row.extend_from_slice(value);
-        rows.insert(data_key(key), row);
-        return;
-    }
-    let mut row = vec![CHUNKED];
-    row.put_u32_le(u32::try_from(value.len()).expect("invariant: values are far below 4 GiB"));
-    rows.insert(data_key(key), row);
-    for (number, chunk) in (0..).zip(value.chunks(CHUNK_BYTES)) {
-        rows.insert(chunk_key(key, number), chunk);
-    }
-}
-
-/// Rows that belong together in packs of up to [`CHUNK_BYTES`]; a row that is alone, or too large, as itself.
-fn put_run(run: &[(Bytes, Bytes)], rows: &mut sled::Batch) {
-    let mut pack: Vec<(&[u8], &[u8])> = Vec::new();
-    let mut bytes = 0;
-    let mut close = |pack: &mut Vec<(&[u8], &[u8])>| {
-        match &pack[..] {
-            [] => {}
-            [(key, value)] => put(key, value, rows),
-            [(first, _), ..] => rows.insert(data_key(first), pack::encode(pack.iter().copied())),
-        }
-        pack.clear();
-    };
-    for (key, value) in run {
-        let fits = pack::fits(key, value);
-        if !fits || bytes + pack::entry_bytes(key, value) > CHUNK_BYTES - 1 {
-            close(&mut pack);
-            bytes = 0;
-        }
-        bytes += pack::entry_bytes(key, value);
-        pack.push((key, value));
-        if !fits {
-            close(&mut pack);
-            bytes = 0;
-        }
-    }
-    close(&mut pack);
 }
 
 impl StateStore for SledStore {
