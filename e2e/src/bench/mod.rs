@@ -4,15 +4,17 @@
 //! round, so that what disturbs the machine disturbs both. While one is loaded the other idles. Figures of two cores that
 //! are shared with the load generator say little; ratios say what they can.
 //!
-//! [`plan`], [`tool`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
+//! [`plan`], [`tool`], [`scrape`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
 
 pub mod chart;
 mod cluster;
 mod http;
+pub mod idle;
 pub mod plan;
 #[cfg(feature = "workload")]
 pub mod reads;
 pub mod report;
+pub mod scrape;
 pub mod tool;
 pub mod usage;
 
