@@ -12,6 +12,7 @@ use super::http::call;
 use super::plan::split_keys;
 use super::report::System;
 use super::scrape::Scrape;
+use super::shards::SlowDisk;
 use super::usage::{self, Usage};
 use crate::command::{run, tail, wait_until};
 use crate::error::{Error, Result};
@@ -30,6 +31,8 @@ pub(super) struct Programs {
     pub(super) etcd: PathBuf,
     pub(super) etcdctl: PathBuf,
     pub(super) althing: PathBuf,
+    /// What members of ours have for a disk, if not the machine's.
+    pub(super) disk: Option<SlowDisk>,
 }
 
 struct Member {
@@ -73,11 +76,11 @@ impl Cluster {
                 System::Etcd => etcd_args(&name, &data, client, peer, &addresses),
                 System::Althing => althing_args(&name, &data, client, peer, admin),
             };
-            let program = match system {
-                System::Etcd => &programs.etcd,
-                System::Althing => &programs.althing,
+            let (program, disk) = match system {
+                System::Etcd => (&programs.etcd, None),
+                System::Althing => (&programs.althing, programs.disk.as_ref()),
             };
-            let process = spawn(program, &args, &log)?;
+            let process = spawn(program, &args, disk, &log)?;
             cluster.members.push(Member {
                 client,
                 peer,
@@ -215,6 +218,17 @@ impl Cluster {
         serde_json::from_str(&answer).map_err(|error| error.to_string())
     }
 
+    /// The groups that hold the default keyspace's keys, by their numbers.
+    pub(super) fn data_shards(&self) -> Result<Vec<String>> {
+        let layout = self.layout().map_err(|what| Error::refused(what, "run it again"))?;
+        let shards = layout["keyspaces"][0]["shards"].as_array();
+        Ok(shards
+            .into_iter()
+            .flatten()
+            .map(|shard| shard["id"].to_string())
+            .collect())
+    }
+
     /// What each member of ours has counted.
     pub(super) fn scrape(&self) -> Result<Vec<Scrape>> {
         let scrape = |member: &Member| call("GET", member.admin, "/metrics", "").map(|text| Scrape::parse(&text));
@@ -244,7 +258,7 @@ fn parse(answer: &str) -> Result<Value> {
     })
 }
 
-fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
+fn spawn(program: &Path, args: &[String], disk: Option<&SlowDisk>, log: &Path) -> Result<Child> {
     let open = || {
         OpenOptions::new()
             .create(true)
@@ -255,6 +269,9 @@ fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
     // Ends with this process, also if that is killed.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program).args(args);
+    if let Some(disk) = disk {
+        disk.apply(&mut command);
+    }
     command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
     command.spawn().map_err(|source| Error::Start {
         program: "setpriv".to_owned(),

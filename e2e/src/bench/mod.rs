@@ -15,6 +15,7 @@ pub mod plan;
 pub mod reads;
 pub mod report;
 pub mod scrape;
+pub mod shards;
 pub mod tool;
 pub mod usage;
 
@@ -65,6 +66,7 @@ pub fn etcd(options: &Options) -> Result<Report> {
         etcd: etcd.path("etcd"),
         etcdctl: etcd.path("etcdctl"),
         althing: options.node.clone(),
+        disk: None,
     };
     let folder = Folder::create()?;
     let filesystem = filesystem(&folder.0)?;

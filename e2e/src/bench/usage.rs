@@ -92,9 +92,52 @@ fn parse_thread(comm: &str, schedstat: &str, status: &str) -> Option<Thread> {
     })
 }
 
+/// What threads of each name did between two looks at every member. Those of a pool are one name.
+pub fn spent(before: &[BTreeMap<u32, Thread>], after: &[BTreeMap<u32, Thread>]) -> BTreeMap<String, Thread> {
+    let mut by_name: BTreeMap<String, Thread> = BTreeMap::new();
+    for (before, after) in before.iter().zip(after) {
+        for (id, thread) in after {
+            // One that was not there has done all of it since.
+            let (cpu, sleeps) = before.get(id).map_or((0.0, 0), |before| (before.cpu, before.sleeps));
+            let sum = by_name.entry(kind(&thread.name).to_owned()).or_default();
+            sum.cpu += thread.cpu - cpu;
+            sum.sleeps += thread.sleeps.saturating_sub(sleeps);
+        }
+    }
+    by_name
+}
+
+/// Threads of a pool are numbered.
+fn kind(name: &str) -> &str {
+    name.trim_end_matches(|c: char| c.is_ascii_digit())
+        .trim_end_matches('-')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn thread(name: &str, cpu: f64, sleeps: u64) -> Thread {
+        Thread {
+            name: name.to_owned(),
+            cpu,
+            sleeps,
+        }
+    }
+
+    #[test]
+    fn threads_of_a_pool_count_together_and_only_for_what_they_did_since() {
+        let before = [[(1, thread("net-0", 1.0, 5))].into()];
+        let after = [[
+            (1, thread("net-0", 1.5, 7)),
+            (2, thread("net-1", 0.25, 1)),
+            (3, thread("wal", 0.0, 0)),
+        ]
+        .into()];
+        let found = spent(&before, &after);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["net", "wal"]);
+        assert_eq!((found["net"].cpu, found["net"].sleeps), (0.75, 3));
+    }
 
     #[test]
     fn user_and_system_time_add_up_and_memory_is_in_bytes() {

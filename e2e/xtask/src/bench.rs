@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures for docs/bench, and a table for a person.
 
 mod idle;
+mod shards;
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -26,6 +27,8 @@ pub(crate) enum Task {
     Reads(Reads),
     /// What a thousand shards cost that nobody uses.
     Idle(idle::Args),
+    /// Puts against a keyspace that is cut into more and more shards, also with a disk that is slow.
+    Shards(shards::Args),
 }
 
 /// What to run; the harness knows what it means and checks it.
@@ -81,6 +84,7 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Task::Etcd(args) => etcd(args),
         Task::Reads(args) => reads(args),
         Task::Idle(args) => idle::run(args),
+        Task::Shards(args) => shards::run(args),
     }
 }
 

@@ -68,6 +68,7 @@ pub fn idle(options: &Options) -> Result<Report> {
         etcd: etcd.path("etcd"),
         etcdctl: etcd.path("etcdctl"),
         althing: options.node.clone(),
+        disk: None,
     };
     let folder = Folder::create()?;
     let filesystem = filesystem(&folder.0)?;
@@ -194,7 +195,7 @@ fn look(cluster: &Cluster, length: Duration) -> Result<Window> {
             .zip(&usage_after)
             .map(|(before, after)| after.cpu - before.cpu)
             .collect(),
-        threads: report::threads(&threads_before, &threads_after),
+        threads: usage::spent(&threads_before, &threads_after),
         fsyncs: fsyncs()? - fsyncs_before,
     })
 }

@@ -36,27 +36,6 @@ pub(super) struct Stage {
     pub(super) asleep: Vec<u64>,
 }
 
-/// What each name's threads did between two looks at every member.
-pub(super) fn threads(before: &[BTreeMap<u32, Thread>], after: &[BTreeMap<u32, Thread>]) -> BTreeMap<String, Thread> {
-    let mut by_name: BTreeMap<String, Thread> = BTreeMap::new();
-    for (before, after) in before.iter().zip(after) {
-        for (id, thread) in after {
-            // One that was not there has done all of it since.
-            let (cpu, sleeps) = before.get(id).map_or((0.0, 0), |before| (before.cpu, before.sleeps));
-            let sum = by_name.entry(kind(&thread.name).to_owned()).or_default();
-            sum.cpu += thread.cpu - cpu;
-            sum.sleeps += thread.sleeps.saturating_sub(sleeps);
-        }
-    }
-    by_name
-}
-
-/// Threads of a pool are numbered.
-fn kind(name: &str) -> &str {
-    name.trim_end_matches(|c: char| c.is_ascii_digit())
-        .trim_end_matches('-')
-}
-
 /// Where and how it was measured.
 #[derive(Clone, PartialEq, Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -282,20 +261,6 @@ mod tests {
         };
         let stages = [stage([0.1, 0.0, 0.0], 10), stage([cpu, 0.0, 0.0], 20)];
         Report::new(setting, Duration::from_secs(2), stages, writes)
-    }
-
-    #[test]
-    fn threads_of_a_pool_count_together_and_only_for_what_they_did_since() {
-        let before = [[(1, thread("net-0", 1.0, 5))].into()];
-        let after = [[
-            (1, thread("net-0", 1.5, 7)),
-            (2, thread("net-1", 0.25, 1)),
-            (3, thread("wal", 0.0, 0)),
-        ]
-        .into()];
-        let found = threads(&before, &after);
-        assert_eq!(found.keys().collect::<Vec<_>>(), ["net", "wal"]);
-        assert_eq!((found["net"].cpu, found["net"].sleeps), (0.75, 3));
     }
 
     #[test]
