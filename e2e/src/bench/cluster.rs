@@ -179,6 +179,15 @@ impl Cluster {
         limit: Duration,
         progress: impl Fn(u64),
     ) -> Result<()> {
+        let mapped = wait_until(
+            "there is a shard map",
+            READY_LIMIT,
+            || match self.layout()?["version"].as_u64() {
+                Some(version) if version > 0 => Ok(()),
+                version => Err(format!("version {version:?}")),
+            },
+        );
+        mapped.map_err(|error| self.blame(error))?;
         let path = format!("/v1/keyspaces/{keyspace}");
         let taken = wait_until("the leader takes the layout", READY_LIMIT, || {
             let asked = self
