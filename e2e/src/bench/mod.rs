@@ -4,6 +4,8 @@
 //! round, so that what disturbs the machine disturbs both. While one is loaded the other idles. Figures of two cores that
 //! are shared with the load generator say little; ratios say what they can.
 //!
+//! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way.
+//!
 //! [`plan`], [`tool`], [`scrape`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
 
 pub mod chart;

@@ -39,7 +39,7 @@ pub struct Options {
     pub node: PathBuf,
 }
 
-/// The most shards: what a conductor under these limits cuts in a minute, and some.
+/// The most shards: a conductor under its present limits makes about a hundred in a second, and `CUT_LIMIT` has to suffice.
 pub const SHARDS_MAX: u32 = 4_096;
 /// The keyspace.
 const KEYSPACE: &str = "idle";
