@@ -11,7 +11,7 @@ use althing_api::pb::etcdserverpb::{
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use support::{Node, eventually, leader_of, three};
+use support::{Node, lay_out, three};
 
 fn wish(shards: u32) -> KeyspaceRequest {
     KeyspaceRequest {
@@ -21,25 +21,7 @@ fn wish(shards: u32) -> KeyspaceRequest {
 }
 
 async fn scale(nodes: &[Node], shards: u32) -> KeyspaceStatus {
-    let all: Vec<_> = nodes.iter().collect();
-    eventually("the wish is taken", || async {
-        let leader = leader_of(&all, 0).await;
-        let asked = leader.admin().put_keyspace("default", &wish(shards)).await;
-        asked.map(|_| ()).map_err(|error| error.to_string())
-    })
-    .await;
-    eventually("the shards are as wanted", || async {
-        let leader = leader_of(&all, 0).await;
-        let layout = leader.admin().layout().await.map_err(|error| error.to_string())?;
-        let keyspace = layout.keyspaces.into_iter().find(|keyspace| keyspace.name == "default");
-        let keyspace = keyspace.ok_or("no keyspace")?;
-        if keyspace.current_shards == shards && layout.operations.is_empty() {
-            Ok(keyspace)
-        } else {
-            Err(format!("{keyspace:?} {:?}", layout.operations))
-        }
-    })
-    .await
+    lay_out(&nodes.iter().collect::<Vec<_>>(), wish(shards)).await
 }
 
 fn key(number: u64) -> String {

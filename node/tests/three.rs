@@ -1,14 +1,25 @@
 //! Three real processes: growth by learner and promotion, failures, hand-over, removal.
+#![allow(clippy::unwrap_used, reason = "a failed unwrap is the failure of the test")]
 
 mod support;
 
 use althing_admin::client::AdminError;
 use althing_admin::{ConfigGuard, ProblemReason, TransferLeaderRequest};
-use support::{eventually, leader, leader_of, shard, three};
+use support::{cut, eventually, leader, leader_of, shard, three};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn three_members_serve_everywhere_and_lose_nothing_when_the_leader_is_killed() {
+    serve_everywhere_without_a_leader(&[]).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn with_four_shards_three_members_serve_everywhere_and_lose_nothing_when_the_leader_is_killed() {
+    serve_everywhere_without_a_leader(&["k1", "k2", "l"]).await;
+}
+
+async fn serve_everywhere_without_a_leader(split_keys: &[&str]) {
     let mut nodes = three().await;
+    cut(&nodes.iter().collect::<Vec<_>>(), split_keys).await;
     for (number, node) in nodes.iter().enumerate() {
         node.put(&format!("k{number}"), "v").await.unwrap();
         for reader in &nodes {
@@ -29,8 +40,9 @@ async fn three_members_serve_everywhere_and_lose_nothing_when_the_leader_is_kill
     let new = leader(&rest).await;
     new.put("after", "v").await.unwrap();
     for node in &rest {
-        assert_eq!(node.get("k0").await.unwrap().as_deref(), Some("v"));
-        assert_eq!(node.get("after").await.unwrap().as_deref(), Some("v"));
+        for key in ["k0", "k1", "k2", "after"] {
+            assert_eq!(node.get(key).await.unwrap().as_deref(), Some("v"), "{key}");
+        }
     }
 
     nodes[at].run();

@@ -92,7 +92,7 @@ fn row(out: &mut String, line: &Line, top: f64) {
 }
 
 /// `12345.6` as `12 346`.
-fn thousands(value: f64) -> String {
+pub(super) fn thousands(value: f64) -> String {
     let digits = format!("{value:.0}");
     let mut out = String::new();
     for (at, digit) in digits.chars().enumerate() {

@@ -11,6 +11,8 @@ use serde_json::{Value, json};
 use super::http::call;
 use super::plan::split_keys;
 use super::report::System;
+use super::scrape::Scrape;
+use super::shards::SlowDisk;
 use super::usage::{self, Usage};
 use crate::command::{run, tail, wait_until};
 use crate::error::{Error, Result};
@@ -29,6 +31,8 @@ pub(super) struct Programs {
     pub(super) etcd: PathBuf,
     pub(super) etcdctl: PathBuf,
     pub(super) althing: PathBuf,
+    /// What members of ours have for a disk, if not the machine's.
+    pub(super) disk: Option<SlowDisk>,
 }
 
 struct Member {
@@ -61,7 +65,8 @@ impl Cluster {
         let folder = folder.join(system.name().to_lowercase());
         fs::create_dir_all(&folder).map_err(Error::io("create", &folder))?;
         let addresses: Vec<[SocketAddr; 3]> = (0..MEMBERS)
-            .map(|_| Ok([free_address()?, free_address()?, free_address()?]))
+            .map(host)
+            .map(|ip| Ok([free_address(ip)?, free_address(ip)?, free_address(ip)?]))
             .collect::<Result<_>>()?;
         let mut cluster = Self { members: Vec::new() };
         for (at, &[client, peer, admin]) in addresses.iter().enumerate() {
@@ -71,11 +76,11 @@ impl Cluster {
                 System::Etcd => etcd_args(&name, &data, client, peer, &addresses),
                 System::Althing => althing_args(&name, &data, client, peer, admin),
             };
-            let program = match system {
-                System::Etcd => &programs.etcd,
-                System::Althing => &programs.althing,
+            let (program, disk) = match system {
+                System::Etcd => (&programs.etcd, None),
+                System::Althing => (&programs.althing, programs.disk.as_ref()),
             };
-            let process = spawn(program, &args, &log)?;
+            let process = spawn(program, &args, disk, &log)?;
             cluster.members.push(Member {
                 client,
                 peer,
@@ -101,6 +106,17 @@ impl Cluster {
     /// Where clients ask.
     pub(super) fn endpoints(&self) -> Vec<String> {
         self.members.iter().map(|member| member.client.to_string()).collect()
+    }
+
+    /// Where clients ask for a keyspace that has this port.
+    pub(super) fn endpoints_at(&self, port: u16) -> Vec<String> {
+        let members = self.members.iter();
+        members.map(|member| format!("{}:{port}", member.client.ip())).collect()
+    }
+
+    /// The members' processes.
+    pub(super) fn pids(&self) -> Vec<u32> {
+        self.members.iter().map(|member| member.process.id()).collect()
     }
 
     /// What each member has used since it started.
@@ -145,34 +161,88 @@ impl Cluster {
         Ok(())
     }
 
-    /// Has the keyspace of ours cut into so many shards, and waits until it is and nothing is done to it any more.
+    /// Has the default keyspace of ours cut into so many shards, and waits until it is and nothing is done to it any more.
     pub(super) fn cut(&self, shards: u32) -> Result<()> {
         if shards == 1 {
             return Ok(());
         }
         let wanted = json!({"shards": shards, "partitioning": {"range": {"splitKeys": split_keys(shards)}}});
+        self.declare("default", &wanted, READY_LIMIT, |_| {})
+    }
+
+    /// Asks for a keyspace of ours, and waits until it has the shards that `wanted` names and nothing is done any more. `progress` is told
+    /// how many there are.
+    pub(super) fn declare(
+        &self,
+        keyspace: &str,
+        wanted: &Value,
+        limit: Duration,
+        progress: impl Fn(u64),
+    ) -> Result<()> {
+        let mapped = wait_until(
+            "there is a shard map",
+            READY_LIMIT,
+            || match self.layout()?["version"].as_u64() {
+                Some(version) if version > 0 => Ok(()),
+                version => Err(format!("version {version:?}")),
+            },
+        );
+        mapped.map_err(|error| self.blame(error))?;
+        let path = format!("/v1/keyspaces/{keyspace}");
         let taken = wait_until("the leader takes the layout", READY_LIMIT, || {
             let asked = self
                 .members
                 .iter()
-                .map(|member| call("PUT", member.admin, "/v1/keyspaces/default", &wanted.to_string()));
+                .map(|member| call("PUT", member.admin, &path, &wanted.to_string()));
             asked
                 .reduce(|one, other| one.or(other))
                 .unwrap_or_else(|| Err("there is no member".to_owned()))
         });
         taken.map_err(|error| self.blame(error))?;
-        let cut = wait_until("the keyspace has its shards", READY_LIMIT, || {
-            let answer = call("GET", self.members[0].admin, "/v1/layout", "")?;
-            let layout: Value = serde_json::from_str(&answer).map_err(|error| error.to_string())?;
-            let current = layout["keyspaces"][0]["currentShards"].as_u64();
+        let shards = wanted["shards"].as_u64();
+        let cut = wait_until("the keyspace has its shards", limit, || {
+            let layout = self.layout()?;
+            let mut keyspaces = layout["keyspaces"].as_array().into_iter().flatten();
+            let keyspace = keyspaces
+                .find(|other| other["name"] == keyspace)
+                .unwrap_or(&Value::Null);
+            let current = keyspace["currentShards"].as_u64();
+            progress(current.unwrap_or_default());
             let idle = layout["operations"].as_array().is_some_and(Vec::is_empty);
-            if current == Some(shards.into()) && idle {
+            if current == shards && idle {
                 Ok(())
             } else {
-                Err(format!("{current:?} shards, under way: {}", layout["operations"]))
+                Err(format!(
+                    "{current:?} shards, {}; under way: {}",
+                    keyspace["message"], layout["operations"]
+                ))
             }
         });
         cut.map_err(|error| self.blame(error))
+    }
+
+    /// The shard map with what the first member sees of it.
+    fn layout(&self) -> std::result::Result<Value, String> {
+        let answer = call("GET", self.members[0].admin, "/v1/layout", "")?;
+        serde_json::from_str(&answer).map_err(|error| error.to_string())
+    }
+
+    /// The groups that hold the default keyspace's keys, by their numbers.
+    pub(super) fn data_shards(&self) -> Result<Vec<String>> {
+        let layout = self.layout().map_err(|what| Error::refused(what, "run it again"))?;
+        let shards = layout["keyspaces"][0]["shards"].as_array();
+        Ok(shards
+            .into_iter()
+            .flatten()
+            .map(|shard| shard["id"].to_string())
+            .collect())
+    }
+
+    /// What each member of ours has counted.
+    pub(super) fn scrape(&self) -> Result<Vec<Scrape>> {
+        let scrape = |member: &Member| call("GET", member.admin, "/metrics", "").map(|text| Scrape::parse(&text));
+        let all: std::result::Result<Vec<_>, String> = self.members.iter().map(scrape).collect();
+        all.map_err(|what| self.blame(Error::refused(what, "run it again")))
     }
 
     /// Adds the ends of the members' logs to an error.
@@ -197,7 +267,7 @@ fn parse(answer: &str) -> Result<Value> {
     })
 }
 
-fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
+fn spawn(program: &Path, args: &[String], disk: Option<&SlowDisk>, log: &Path) -> Result<Child> {
     let open = || {
         OpenOptions::new()
             .create(true)
@@ -208,6 +278,9 @@ fn spawn(program: &Path, args: &[String], log: &Path) -> Result<Child> {
     // Ends with this process, also if that is killed.
     let mut command = Command::new("setpriv");
     command.args(["--pdeathsig", "KILL"]).arg(program).args(args);
+    if let Some(disk) = disk {
+        disk.apply(&mut command);
+    }
     command.stdin(Stdio::null()).stdout(open()?).stderr(open()?);
     command.spawn().map_err(|source| Error::Start {
         program: "setpriv".to_owned(),
@@ -248,9 +321,19 @@ fn althing_args(name: &str, data: &Path, client: SocketAddr, peer: SocketAddr, a
     ]
 }
 
-/// A port that was free a moment ago, on loopback.
-fn free_address() -> Result<SocketAddr> {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+/// Where a member lives: all of 127.0.0.0/8 is loopback, and with an address for each of them the same port can be a keyspace's at all.
+fn host(member: usize) -> Ipv4Addr {
+    Ipv4Addr::new(127, 0, 0, 1 + member as u8)
+}
+
+/// A port of the first member that was free a moment ago, for a keyspace: others' ports are drawn from as many thousands.
+pub(super) fn free_port() -> Result<u16> {
+    Ok(free_address(host(0))?.port())
+}
+
+/// A port that was free a moment ago.
+fn free_address(ip: Ipv4Addr) -> Result<SocketAddr> {
+    TcpListener::bind((ip, 0))
         .and_then(|listener| listener.local_addr())
-        .map_err(Error::io("bind", "127.0.0.1:0"))
+        .map_err(Error::io("bind", ip.to_string()))
 }

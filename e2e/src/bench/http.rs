@@ -6,8 +6,8 @@ use std::time::Duration;
 
 /// One call; a membership change waits for a quorum at most this long.
 const CALL_LIMIT: Duration = Duration::from_secs(10);
-/// A status is some kilobytes.
-const ANSWER_LIMIT: u64 = 1 << 20;
+/// A status is some kilobytes, a layout some hundred bytes for each of its shards, of which there are 16384 at most.
+const ANSWER_LIMIT: u64 = 16 << 20;
 
 /// Calls and gives the body of a good answer.
 ///

@@ -4,15 +4,20 @@
 //! round, so that what disturbs the machine disturbs both. While one is loaded the other idles. Figures of two cores that
 //! are shared with the load generator say little; ratios say what they can.
 //!
-//! [`plan`], [`tool`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
+//! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way.
+//!
+//! [`plan`], [`tool`], [`scrape`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
 
 pub mod chart;
 mod cluster;
 mod http;
+pub mod idle;
 pub mod plan;
 #[cfg(feature = "workload")]
 pub mod reads;
 pub mod report;
+pub mod scrape;
+pub mod shards;
 pub mod tool;
 pub mod usage;
 
@@ -63,6 +68,7 @@ pub fn etcd(options: &Options) -> Result<Report> {
         etcd: etcd.path("etcd"),
         etcdctl: etcd.path("etcdctl"),
         althing: options.node.clone(),
+        disk: None,
     };
     let folder = Folder::create()?;
     let filesystem = filesystem(&folder.0)?;

@@ -193,7 +193,7 @@ fn figures<'a>(samples: impl Iterator<Item = &'a Sample> + Clone) -> Option<Figu
 }
 
 /// The middle value; of an even number the mean of the two in the middle.
-fn median(mut values: Vec<f64>) -> Option<f64> {
+pub(super) fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let upper = *values.get(values.len() / 2)?;
     if values.len() % 2 == 1 {

@@ -16,21 +16,37 @@ pub struct Run {
 /// # Errors
 /// If a figure is missing, or if requests failed: a run with errors measures something else.
 pub fn parse(output: &str) -> Result<Run, String> {
-    if let Some((_, errors)) = output.split_once("Error distribution:") {
-        return Err(format!("requests failed: {}", errors.trim()));
-    }
-    let number_in = |line: &str| line.split_whitespace().find_map(|word| word.parse::<f64>().ok());
-    let after = |label: &str| {
-        output
-            .lines()
-            .find_map(|line| line.trim_start().strip_prefix(label).and_then(number_in))
-            .ok_or_else(|| format!("no line `{label}` with a number"))
-    };
+    succeeded(output)?;
     Ok(Run {
-        rate: after("Requests/sec:")?,
-        p50: after("50% in")?,
-        p99: after("99% in")?,
+        rate: after(output, "Requests/sec:")?,
+        p50: after(output, "50% in")?,
+        p99: after(output, "99% in")?,
     })
+}
+
+/// Reads how long the slowest request took, in seconds; of a single one the tool prints no percentiles.
+///
+/// # Errors
+/// As [`parse`].
+pub fn slowest(output: &str) -> Result<f64, String> {
+    succeeded(output)?;
+    after(output, "Slowest:")
+}
+
+fn succeeded(output: &str) -> Result<(), String> {
+    match output.split_once("Error distribution:") {
+        Some((_, errors)) => Err(format!("requests failed: {}", errors.trim())),
+        None => Ok(()),
+    }
+}
+
+/// The number in the line that begins with this label.
+fn after(output: &str, label: &str) -> Result<f64, String> {
+    let number_in = |line: &str| line.split_whitespace().find_map(|word| word.parse::<f64>().ok());
+    output
+        .lines()
+        .find_map(|line| line.trim_start().strip_prefix(label).and_then(number_in))
+        .ok_or_else(|| format!("no line `{label}` with a number"))
 }
 
 #[cfg(test)]
@@ -48,6 +64,7 @@ mod tests {
             p99: 0.036_219_659,
         };
         assert_eq!(parse(RECORDED), Ok(expected));
+        assert_eq!(slowest(RECORDED), Ok(0.049_494_068));
     }
 
     #[test]

@@ -1,6 +1,8 @@
-//! Processor time and memory of a process, from /proc.
+//! Processor time and memory of a process, and what its threads do, from /proc.
 
+use std::collections::BTreeMap;
 use std::fs;
+use std::path::Path;
 
 use crate::error::{Error, Result};
 
@@ -47,9 +49,95 @@ fn parse(stat: &str, status: &str) -> Option<Usage> {
     })
 }
 
+/// What a thread has done since it began.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Thread {
+    /// Its name, of which the kernel keeps fifteen bytes.
+    pub name: String,
+    /// Seconds on a processor.
+    pub cpu: f64,
+    /// Times that it slept, and so was woken.
+    pub sleeps: u64,
+}
+
+/// All threads of a process, by their ids. Those that end while this looks are left out.
+///
+/// # Errors
+/// If the process is gone.
+pub fn threads(pid: u32) -> Result<BTreeMap<u32, Thread>> {
+    let path = format!("/proc/{pid}/task");
+    let entries = fs::read_dir(&path).map_err(Error::io("list", &path))?;
+    let one = |folder: &Path| {
+        let read = |file: &str| fs::read_to_string(folder.join(file)).ok();
+        parse_thread(&read("comm")?, &read("schedstat")?, &read("status")?)
+    };
+    let all = entries.filter_map(|entry| {
+        let entry = entry.ok()?;
+        let id = entry.file_name().to_str()?.parse().ok()?;
+        Some((id, one(&entry.path())?))
+    });
+    Ok(all.collect())
+}
+
+/// From the texts of `comm`, `schedstat` and `status`.
+fn parse_thread(comm: &str, schedstat: &str, status: &str) -> Option<Thread> {
+    let nanoseconds: u64 = schedstat.split_whitespace().next()?.parse().ok()?;
+    let sleeps = status
+        .lines()
+        .find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+    Some(Thread {
+        name: comm.trim_end().to_owned(),
+        cpu: nanoseconds as f64 / 1e9,
+        sleeps: sleeps.trim().parse().ok()?,
+    })
+}
+
+/// What threads of each name did between two looks at every member. Those of a pool are one name.
+pub fn spent(before: &[BTreeMap<u32, Thread>], after: &[BTreeMap<u32, Thread>]) -> BTreeMap<String, Thread> {
+    let mut by_name: BTreeMap<String, Thread> = BTreeMap::new();
+    for (before, after) in before.iter().zip(after) {
+        for (id, thread) in after {
+            // One that was not there has done all of it since.
+            let (cpu, sleeps) = before.get(id).map_or((0.0, 0), |before| (before.cpu, before.sleeps));
+            let sum = by_name.entry(kind(&thread.name).to_owned()).or_default();
+            sum.cpu += thread.cpu - cpu;
+            sum.sleeps += thread.sleeps.saturating_sub(sleeps);
+        }
+    }
+    by_name
+}
+
+/// Threads of a pool are numbered.
+fn kind(name: &str) -> &str {
+    name.trim_end_matches(|c: char| c.is_ascii_digit())
+        .trim_end_matches('-')
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn thread(name: &str, cpu: f64, sleeps: u64) -> Thread {
+        Thread {
+            name: name.to_owned(),
+            cpu,
+            sleeps,
+        }
+    }
+
+    #[test]
+    fn threads_of_a_pool_count_together_and_only_for_what_they_did_since() {
+        let before = [[(1, thread("net-0", 1.0, 5))].into()];
+        let after = [[
+            (1, thread("net-0", 1.5, 7)),
+            (2, thread("net-1", 0.25, 1)),
+            (3, thread("wal", 0.0, 0)),
+        ]
+        .into()];
+        let found = spent(&before, &after);
+        assert_eq!(found.keys().collect::<Vec<_>>(), ["net", "wal"]);
+        assert_eq!((found["net"].cpu, found["net"].sleeps), (0.75, 3));
+    }
 
     #[test]
     fn user_and_system_time_add_up_and_memory_is_in_bytes() {
@@ -59,7 +147,19 @@ mod tests {
     }
 
     #[test]
+    fn a_threads_time_is_in_nanoseconds_and_only_sleeps_of_its_own_count() {
+        let status = "Name:\tnet-0\nvoluntary_ctxt_switches:\t30\nnonvoluntary_ctxt_switches:\t4\n";
+        let thread = Thread {
+            name: "net-0".to_owned(),
+            cpu: 1.5,
+            sleeps: 30,
+        };
+        assert_eq!(parse_thread("net-0\n", "1500000000 77 34\n", status), Some(thread));
+    }
+
+    #[test]
     fn a_process_can_read_itself() {
         assert!(of(std::process::id()).unwrap().rss > 0);
+        assert!(!threads(std::process::id()).unwrap().is_empty());
     }
 }

@@ -27,7 +27,8 @@ const FILLER: char = '.';
 pub(super) struct Client {
     id: ClientId,
     plan: Plan,
-    prefix: String,
+    /// The run's name, which all of its keys have.
+    run: String,
     connection: Connection,
     log: Log,
     /// The mod revision of each key as this client saw it last.
@@ -35,11 +36,11 @@ pub(super) struct Client {
 }
 
 impl Client {
-    pub(super) fn new(id: ClientId, plan: &Plan, prefix: String, log: Log) -> Self {
+    pub(super) fn new(id: ClientId, plan: &Plan, run: String, log: Log) -> Self {
         Self {
             id,
             plan: plan.clone(),
-            prefix,
+            run,
             connection: Connection::new(plan, id),
             log,
             revisions: BTreeMap::new(),
@@ -74,7 +75,7 @@ impl Client {
 
     async fn operate(&mut self, mix: Mix, kind: Kind, number: u32) {
         let elapsed = self.log.begun.elapsed();
-        let key = operation::key(mix, &self.plan, &self.prefix, self.id, number, elapsed);
+        let key = operation::key(mix, &self.plan, &self.run, self.id, number, elapsed);
         let value = format!("{}-{number}", self.id);
         let op = match kind {
             Kind::Get => Op::Get { key },
@@ -109,7 +110,7 @@ impl Client {
     /// One transaction over two keys: both are written, or both are read.
     async fn swap_two(&mut self, number: u32) {
         let elapsed = self.log.begun.elapsed();
-        let keys = operation::keys(Kind::SwapTwo, &self.plan, &self.prefix, self.id, number, elapsed);
+        let keys = operation::keys(Kind::SwapTwo, &self.plan, &self.run, self.id, number, elapsed);
         let value = format!("{}-{number}", self.id);
         let ops: Vec<Op> = keys.iter().map(|key| self.swap(key.clone(), value.clone())).collect();
         let calls = self.invoke(&ops);
@@ -135,7 +136,7 @@ impl Client {
     /// One range over several keys, of which each is read at its revision.
     async fn range(&mut self, number: u32) {
         let elapsed = self.log.begun.elapsed();
-        let keys = operation::keys(Kind::Range, &self.plan, &self.prefix, self.id, number, elapsed);
+        let keys = operation::keys(Kind::Range, &self.plan, &self.run, self.id, number, elapsed);
         let ops: Vec<Op> = keys.iter().map(|key| Op::Get { key: key.clone() }).collect();
         let calls = self.invoke(&ops);
         match self.connection.get_all(&keys).await {

@@ -115,6 +115,14 @@ impl Plan {
         }
     }
 
+    /// Where a keyspace is to be cut so that each of so many shards gets as many of this plan's keys as the others.
+    pub fn split_keys(&self, shards: u32) -> Vec<String> {
+        let keys = u64::from(self.keys);
+        (1..u64::from(shards))
+            .map(|shard| operation::folder(keys * shard / u64::from(shards)))
+            .collect()
+    }
+
     /// Twenty clients over sixteen keys, of which each is one client's neighbourhood: for keyspaces of several shards.
     pub fn spread(endpoints: impl IntoIterator<Item = String>) -> Self {
         Self {
@@ -294,10 +302,10 @@ async fn run(plan: Plan, log: Log, told: watch::Receiver<Orders>) -> Result<Summ
         .duration_since(std::time::UNIX_EPOCH)
         .unwrap_or_default()
         .as_nanos();
-    let prefix = format!("/workload/{run}");
+    let run = run.to_string();
     let clients: Vec<_> = (0..plan.clients)
         .map(|id| {
-            let client = Client::new(ClientId(id), &plan, prefix.clone(), log.clone());
+            let client = Client::new(ClientId(id), &plan, run.clone(), log.clone());
             tokio::spawn(client.run(told.clone()))
         })
         .collect();

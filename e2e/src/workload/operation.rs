@@ -63,7 +63,7 @@ pub(super) fn kind(share: Mix, plan: &Plan, id: ClientId, number: u32) -> Option
 
 /// The key of that request after `elapsed`. Clients walk the keys from different starts, so that they meet at every key; or they fill
 /// them, each its share; or they choose any.
-pub(super) fn key(share: Mix, plan: &Plan, prefix: &str, id: ClientId, number: u32, elapsed: Duration) -> String {
+pub(super) fn key(share: Mix, plan: &Plan, run: &str, id: ClientId, number: u32, elapsed: Duration) -> String {
     let keys = u64::from(plan.keys);
     let key = match share {
         Mix::PutsAndGets | Mix::Everything | Mix::Nothing => u64::from(number.wrapping_add(id.0)) % keys,
@@ -75,11 +75,11 @@ pub(super) fn key(share: Mix, plan: &Plan, prefix: &str, id: ClientId, number: u
             (narrow * KEYS_AT_HOME + u64::from(number) % KEYS_AT_HOME) % keys
         }
     };
-    name(plan, prefix, key, elapsed)
+    name(plan, run, key, elapsed)
 }
 
 /// The keys of a request for several: ascending, and next to each other where they make a range.
-pub(super) fn keys(kind: Kind, plan: &Plan, prefix: &str, id: ClientId, number: u32, elapsed: Duration) -> Vec<String> {
+pub(super) fn keys(kind: Kind, plan: &Plan, run: &str, id: ClientId, number: u32, elapsed: Duration) -> Vec<String> {
     let keys = u64::from(plan.keys);
     // Drawn once more, for the same reason.
     let draw = mix(chance(id, number));
@@ -93,7 +93,7 @@ pub(super) fn keys(kind: Kind, plan: &Plan, prefix: &str, id: ClientId, number: 
     };
     chosen.sort_unstable();
     chosen.dedup();
-    chosen.into_iter().map(|key| name(plan, prefix, key, elapsed)).collect()
+    chosen.into_iter().map(|key| name(plan, run, key, elapsed)).collect()
 }
 
 /// Whether a client asks for several keys at a time in [`Mix::Spread`].
@@ -101,10 +101,16 @@ fn is_wide(id: ClientId) -> bool {
     id.0 % WIDE_EVERY == WIDE_EVERY - 1
 }
 
-/// Key number first, then the set: so that all keys under use at one time are spread over all that were ever used.
-fn name(plan: &Plan, prefix: &str, key: u64, elapsed: Duration) -> String {
+/// Key number first, then the run and the set: so that all keys under use at one time are spread over all that were ever used, and it
+/// is known before a run where its keys will be.
+fn name(plan: &Plan, run: &str, key: u64, elapsed: Duration) -> String {
     let set = elapsed.as_millis() / plan.key_life.as_millis().max(1);
-    format!("{prefix}/{key:02}/{set}")
+    format!("{}/{run}-{set}", folder(key))
+}
+
+/// Where the keys of a number begin, in every run.
+pub(super) fn folder(key: u64) -> String {
+    format!("/workload/{key:02}")
 }
 
 /// The number of a key that [`key`] or [`keys`] named.
@@ -155,12 +161,12 @@ mod tests {
         };
         let at = |id, number, seconds| {
             let elapsed = Duration::from_secs(seconds);
-            key(Mix::Everything, &plan, "/w", ClientId(id), number, elapsed)
+            key(Mix::Everything, &plan, "w", ClientId(id), number, elapsed)
         };
-        assert_eq!(at(0, 0, 0), "/w/00/0");
+        assert_eq!(at(0, 0, 0), "/workload/00/w-0");
         assert_eq!(at(0, 1, 0), at(1, 0, 9));
-        assert_eq!(at(1, 1, 10), "/w/00/1");
-        assert_eq!(number_of("/w/07/1"), Some(7));
+        assert_eq!(at(1, 1, 10), "/workload/00/w-1");
+        assert_eq!(number_of("/workload/07/w-1"), Some(7));
     }
 
     #[test]
@@ -193,6 +199,15 @@ mod tests {
             }
         }
         assert_eq!(clients.len(), 16);
+        let mut shards = [0; 4];
+        for key in clients.keys() {
+            shards[plan
+                .split_keys(4)
+                .iter()
+                .filter(|start| key.as_str() >= start.as_str())
+                .count()] += 1;
+        }
+        assert_eq!(shards, [4; 4], "{:?}", plan.split_keys(4));
         assert!(clients.values().all(|clients| clients.len() == 2), "{clients:?}");
         let wide = (0..20).filter(|id| is_wide(ClientId(*id))).count();
         assert_eq!(wide, 4);
@@ -214,7 +229,7 @@ mod tests {
             }
         }
         written.sort_unstable();
-        let all: Vec<String> = (0..7).map(|key| format!("/{key:02}/0")).collect();
+        let all: Vec<String> = (0..7).map(|key| format!("/workload/{key:02}/-0")).collect();
         assert_eq!(written, all);
     }
 

@@ -13,9 +13,19 @@ const GAP_MAX: Duration = Duration::from_secs(15);
 #[test]
 #[ignore = "needs the bed: cargo xtask e2e"]
 fn a_deleted_leader_pod_comes_back_with_its_volume() {
+    deleted_leader_pod(1);
+}
+
+#[test]
+#[ignore = "needs the bed: cargo xtask e2e"]
+fn with_four_shards_a_deleted_leader_pod_comes_back_with_its_volume() {
+    deleted_leader_pod(4);
+}
+
+fn deleted_leader_pod(shards: u32) {
     let bed = bed();
     install_operator(&bed, &[]);
-    let cluster = Cluster::create(&bed, "pod-lost", 3);
+    let cluster = Cluster::create_with_shards(&bed, "pod-lost", 3, shards);
     let load = cluster.load();
     let leader = cluster.leader();
     let id = cluster.member_id(&leader);
@@ -34,9 +44,19 @@ fn a_deleted_leader_pod_comes_back_with_its_volume() {
 #[test]
 #[ignore = "needs the bed: cargo xtask e2e"]
 fn a_killed_node_process_comes_back() {
+    killed_process(1);
+}
+
+#[test]
+#[ignore = "needs the bed: cargo xtask e2e"]
+fn with_four_shards_a_killed_node_process_comes_back() {
+    killed_process(4);
+}
+
+fn killed_process(shards: u32) {
     let bed = bed();
     install_operator(&bed, &[]);
-    let cluster = Cluster::create(&bed, "process-lost", 3);
+    let cluster = Cluster::create_with_shards(&bed, "process-lost", 3, shards);
     let load = cluster.load();
     let leader = cluster.leader();
     let id = cluster.member_id(&leader);
@@ -63,9 +83,19 @@ fn a_killed_node_process_comes_back() {
 #[test]
 #[ignore = "needs the bed: cargo xtask e2e"]
 fn a_leader_cut_off_the_network_is_replaced_and_follows_when_it_returns() {
+    partitioned_leader(1);
+}
+
+#[test]
+#[ignore = "needs the bed: cargo xtask e2e"]
+fn with_four_shards_a_leader_cut_off_the_network_is_replaced_and_follows_when_it_returns() {
+    partitioned_leader(4);
+}
+
+fn partitioned_leader(shards: u32) {
     let bed = bed();
     install_operator(&bed, &[]);
-    let cluster = Cluster::create(&bed, "partition", 3);
+    let cluster = Cluster::create_with_shards(&bed, "partition", 3, shards);
     let load = cluster.load();
     let leader = cluster.leader();
     let node = bed.node_of(&cluster.namespace, &leader).unwrap();
@@ -84,9 +114,19 @@ fn a_leader_cut_off_the_network_is_replaced_and_follows_when_it_returns() {
 #[test]
 #[ignore = "needs the bed: cargo xtask e2e"]
 fn a_lost_volume_is_replaced_by_a_new_member() {
+    lost_volume(1);
+}
+
+#[test]
+#[ignore = "needs the bed: cargo xtask e2e"]
+fn with_four_shards_a_lost_volume_is_replaced_by_a_new_member() {
+    lost_volume(4);
+}
+
+fn lost_volume(shards: u32) {
     let bed = bed();
     install_operator(&bed, &[]);
-    let cluster = Cluster::create(&bed, "volume-lost", 3);
+    let cluster = Cluster::create_with_shards(&bed, "volume-lost", 3, shards);
     let load = cluster.load();
     let victim = format!("{}-1", cluster.name);
     let id = cluster.member_id(&victim);
@@ -98,6 +138,7 @@ fn a_lost_volume_is_replaced_by_a_new_member() {
         "deleted volume: healed after {:.1} s",
         cluster.wait_ready(3, CHANGE_LIMIT).as_secs_f64()
     );
+    cluster.wait_shards();
     judge("deleted volume", load, GAP_MAX);
     assert_ne!(cluster.member_id(&victim), id, "an empty volume is another member");
     assert_eq!(

@@ -24,9 +24,19 @@ const GAP_MAX: Duration = Duration::from_secs(10);
 #[test]
 #[ignore = "needs the bed: cargo xtask e2e"]
 fn an_operator_that_dies_after_each_step_of_a_scale_is_carried_on_by_the_next() {
+    operator_killed(1);
+}
+
+#[test]
+#[ignore = "needs the bed: cargo xtask e2e"]
+fn with_four_shards_an_operator_that_dies_after_each_step_of_a_scale_is_carried_on_by_the_next() {
+    operator_killed(4);
+}
+
+fn operator_killed(shards: u32) {
     let bed = bed();
     install_operator(&bed, &[]);
-    let cluster = Cluster::create(&bed, "crash", 1);
+    let cluster = Cluster::create_with_shards(&bed, "crash", 1, shards);
     let points: Vec<String> = STEPS.iter().map(|step| format!("after-{step}=panic")).collect();
     let value = format!("extraEnv[0].name=FAILPOINTS,extraEnv[0].value={}", points.join(";"));
     install_operator(&bed, &[&value]);

@@ -78,6 +78,8 @@ pub(crate) struct Cluster<'a> {
     pub(crate) bed: &'a Bed,
     pub(crate) namespace: String,
     pub(crate) name: String,
+    /// How many shards its scenario has declared; its load is one for so many.
+    pub(crate) shards: u32,
 }
 
 impl<'a> Cluster<'a> {
@@ -89,12 +91,33 @@ impl<'a> Cluster<'a> {
         cluster
     }
 
+    /// As [`Cluster::create`], with a keyspace of so many shards; the load's keys are spread evenly over them.
+    pub(crate) fn create_with_shards(bed: &'a Bed, name: &str, members: u32, shards: u32) -> Self {
+        if shards == 1 {
+            return Self::create(bed, name, members);
+        }
+        let mut cluster = Self::create(bed, &format!("{name}-{shards}"), members);
+        cluster.shards = shards;
+        let split_keys = Plan::spread([]).split_keys(shards);
+        bed.apply(&format!(
+            "apiVersion: althing.dev/v1alpha1\nkind: ShardLayout\nmetadata: {{name: {name}, namespace: {namespace}}}\n\
+             spec:\n  clusterRef: {{name: {name}}}\n  shards: {shards}\n  partitioning: {{range: {{splitKeys: {split_keys:?}}}}}\n",
+            name = cluster.name,
+            namespace = cluster.namespace,
+        ))
+        .unwrap();
+        let took = cluster.wait_layout(&cluster.name, shards);
+        println!("{}: {shards} shards after {:.1} s", cluster.name, took.as_secs_f64());
+        cluster
+    }
+
     /// Applies a cluster without waiting; `more` is added to its spec.
     pub(crate) fn declare(bed: &'a Bed, name: &str, members: u32, more: &str) -> Self {
         let cluster = Self {
             bed,
             namespace: format!("e2e-{name}"),
             name: name.to_owned(),
+            shards: 1,
         };
         bed.apply(&format!(
             "apiVersion: v1\nkind: Namespace\nmetadata: {{name: {}}}\n",
@@ -155,6 +178,14 @@ impl<'a> Cluster<'a> {
         })
         .unwrap();
         begun.elapsed()
+    }
+
+    /// Waits until its shards are all where they should be, if there are several.
+    pub(crate) fn wait_shards(&self) {
+        if self.shards > 1 {
+            let took = self.wait_layout(&self.name, self.shards);
+            println!("{}: shards in place {:.1} s later", self.name, took.as_secs_f64());
+        }
     }
 
     /// Replicas of shards on each member, as status says.
@@ -256,7 +287,15 @@ impl<'a> Cluster<'a> {
     }
 
     pub(crate) fn load(&self) -> Workload {
-        let workload = Workload::start(Plan::new([self.endpoint()])).unwrap();
+        let endpoints = [self.endpoint()];
+        // Of several shards, transactions and ranges over some of them belong to the load; and what its judge lets pass of them is what
+        // docs/sharding.md lists.
+        let plan = if self.shards == 1 {
+            Plan::new(endpoints)
+        } else {
+            Plan::spread(endpoints)
+        };
+        let workload = Workload::start(plan).unwrap();
         workload.wait_for_writes(SOME_WRITES, CHANGE_LIMIT).unwrap();
         workload
     }
@@ -324,7 +363,8 @@ fn condition_of(object: &Value, kind: &str) -> Option<(String, String, String)> 
     Some((text("status"), text("reason"), text("message")))
 }
 
-/// Lets the load run on a little, stops it, judges it, and holds its largest write gap to a bound.
+/// Lets the load run on a little, stops it, judges it, and holds its largest write gap to a bound, that of every key too: other shards than
+/// a key's own may go on meanwhile.
 pub(crate) fn judge(what: &str, workload: Workload, gap_max: Duration) -> Summary {
     workload.wait_for_writes(SOME_WRITES, CHANGE_LIMIT).unwrap();
     let summary = workload.stop().unwrap();
@@ -335,5 +375,12 @@ pub(crate) fn judge(what: &str, workload: Workload, gap_max: Duration) -> Summar
         gap <= gap_max,
         "{what}: writes stood still for {gap:?}, longer than {gap_max:?}"
     );
+    let gaps = summary.write_gaps();
+    let (key, gap) = gaps
+        .iter()
+        .max_by_key(|(_, gap)| gap.length)
+        .expect("a sound history has keys");
+    println!("{what}: key {key} waited longest, {gap}");
+    assert!(gap.length <= gap_max, "{what}: key {key} could not be written: {gap}");
     summary
 }

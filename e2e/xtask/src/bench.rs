@@ -1,16 +1,20 @@
 //! `cargo xtask bench`: figures for docs/bench, and a table for a person.
 
+mod idle;
+mod shards;
+
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use althing_e2e::bench::plan::{Kind, SHARDS_MAX};
-use althing_e2e::bench::report::{Figures, Line, Report};
+use althing_e2e::bench::report::{Figures, Goal, Line, Report};
 use althing_e2e::bench::{self, Options, chart};
 use althing_e2e::command::run_inherited;
 use althing_e2e::{Error, Result, paths};
 use clap::{Args, Subcommand};
 use comfy_table::{Cell, CellAlignment, Table, presets::UTF8_NO_BORDERS};
+use serde::Serialize;
 
 /// Where the figures that the README shows are kept.
 const FOLDER: &str = "docs/bench";
@@ -21,6 +25,10 @@ pub(crate) enum Task {
     Etcd(Etcd),
     /// The ways to answer linearizable reads side by side, at five emulated sites.
     Reads(Reads),
+    /// What a thousand shards cost that nobody uses.
+    Idle(idle::Args),
+    /// Puts against a keyspace that is cut into more and more shards, also with a disk that is slow.
+    Shards(shards::Args),
 }
 
 /// What to run; the harness knows what it means and checks it.
@@ -75,6 +83,8 @@ pub(crate) fn run(task: Task) -> Result<()> {
     match task {
         Task::Etcd(args) => etcd(args),
         Task::Reads(args) => reads(args),
+        Task::Idle(args) => idle::run(args),
+        Task::Shards(args) => shards::run(args),
     }
 }
 
@@ -119,14 +129,12 @@ fn etcd(args: Etcd) -> Result<()> {
         node,
         shards: args.shards,
     })?;
-    let out = args.out.unwrap_or_else(|| paths::checkout().join(FOLDER));
-    fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
-    let json = serde_json::to_string_pretty(&report).expect("invariant: a report is plain data");
+    let out = out_folder(args.out)?;
     let name = match args.shards {
         1 => "etcd".to_owned(),
         shards => format!("etcd-{shards}-shards"),
     };
-    write(&out.join(format!("{name}.json")), &(json + "\n"))?;
+    write_json(&out.join(format!("{name}.json")), &report)?;
     write(&out.join(format!("{name}.svg")), &chart::svg(&report))?;
     println!("\n{}\n", table(&report));
     if args.shards > 1 {
@@ -138,6 +146,18 @@ fn etcd(args: Etcd) -> Result<()> {
     }
     println!("{name}.json and {name}.svg are in {}", out.display());
     Ok(())
+}
+
+/// Where figures go, made if it is not there.
+fn out_folder(given: Option<PathBuf>) -> Result<PathBuf> {
+    let out = given.unwrap_or_else(|| paths::checkout().join(FOLDER));
+    fs::create_dir_all(&out).map_err(Error::io("create", &out))?;
+    Ok(out)
+}
+
+fn write_json(path: &Path, report: &impl Serialize) -> Result<()> {
+    let json = serde_json::to_string_pretty(report).expect("invariant: a report is plain data");
+    write(path, &(json + "\n"))
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
@@ -156,9 +176,25 @@ fn build_node() -> Result<PathBuf> {
     Ok(checkout.join(target).join("release/althing-node"))
 }
 
-fn table(report: &Report) -> Table {
+/// An empty table; columns from `left` to before `right` hold numbers.
+fn figures_table<const N: usize>(header: [&str; N], left: usize, right: usize) -> Table {
     let mut table = Table::new();
-    table.load_style(UTF8_NO_BORDERS).set_header([
+    table.load_style(UTF8_NO_BORDERS).set_header(header);
+    for column in left..right {
+        if let Some(column) = table.column_mut(column) {
+            column.set_cell_alignment(CellAlignment::Right);
+        }
+    }
+    table
+}
+
+/// A goal with a mark, for a person.
+fn goal_text(goal: &Goal) -> String {
+    format!("{} {}", if goal.reached { "✓" } else { "✗" }, goal.what)
+}
+
+fn table(report: &Report) -> Table {
+    let header = [
         "case",
         "clients",
         "",
@@ -168,16 +204,12 @@ fn table(report: &Report) -> Table {
         "server CPU us/request",
         "RSS MiB per member",
         "goals",
-    ]);
+    ];
+    let mut table = figures_table(header, 3, 7);
     for line in &report.lines {
         table.add_row(cells([line.case, &line.clients.to_string(), "etcd"], &line.etcd, ""));
         table.add_row(cells(["", "", "Althing"], &line.althing, ""));
         table.add_row(ratios(line));
-    }
-    for column in 3..=6 {
-        if let Some(column) = table.column_mut(column) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
     }
     table
 }
@@ -200,11 +232,7 @@ fn cells(names: [&str; 3], figures: &Figures, goals: &str) -> Vec<Cell> {
 }
 
 fn ratios(line: &Line) -> Vec<Cell> {
-    let goals: Vec<String> = line
-        .goals
-        .iter()
-        .map(|goal| format!("{} {}", if goal.reached { "✓" } else { "✗" }, goal.what))
-        .collect();
+    let goals: Vec<String> = line.goals.iter().map(goal_text).collect();
     [
         String::new(),
         String::new(),

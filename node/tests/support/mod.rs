@@ -8,7 +8,10 @@
 )]
 
 use althing_admin::client::{AdminClient, AdminError};
-use althing_admin::{AddLearnerRequest, BootstrapRequest, ConfigGuard, NodeStatus, ProblemReason};
+use althing_admin::{
+    AddLearnerRequest, BootstrapRequest, ConfigGuard, KeyspaceRequest, KeyspaceStatus, NodeStatus, Partitioning,
+    ProblemReason,
+};
 use althing_api::pb::etcdserverpb::kv_client::KvClient;
 use althing_api::pb::etcdserverpb::{DeleteRangeRequest, PutRequest, RangeRequest};
 use std::path::PathBuf;
@@ -357,4 +360,41 @@ pub async fn three() -> Vec<Node> {
     nodes[0].add(&nodes[1]).await;
     nodes[0].add(&nodes[2]).await;
     nodes
+}
+
+/// Asks for a layout of the default keyspace and waits until it is so and nothing is done to it any more.
+pub async fn lay_out(nodes: &[&Node], wish: KeyspaceRequest) -> KeyspaceStatus {
+    eventually("the wish is taken", || async {
+        let leader = leader_of(nodes, 0).await;
+        let asked = leader.admin().put_keyspace("default", &wish).await;
+        asked.map(|_| ()).map_err(|error| error.to_string())
+    })
+    .await;
+    eventually("the shards are as wanted", || async {
+        let leader = leader_of(nodes, 0).await;
+        let layout = leader.admin().layout().await.map_err(|error| error.to_string())?;
+        let keyspace = layout.keyspaces.into_iter().find(|keyspace| keyspace.name == "default");
+        let keyspace = keyspace.ok_or("no keyspace")?;
+        if keyspace.current_shards == wish.shards && layout.operations.is_empty() {
+            Ok(keyspace)
+        } else {
+            Err(format!("{keyspace:?} {:?}", layout.operations))
+        }
+    })
+    .await
+}
+
+/// Cuts the default keyspace at these keys; at none, it stays one shard and as dense as it was.
+pub async fn cut(nodes: &[&Node], split_keys: &[&str]) {
+    if split_keys.is_empty() {
+        return;
+    }
+    let wish = KeyspaceRequest {
+        shards: u32::try_from(split_keys.len()).unwrap() + 1,
+        partitioning: Some(Partitioning::Range {
+            split_keys: split_keys.iter().map(|key| (*key).to_owned()).collect(),
+        }),
+        ..KeyspaceRequest::default()
+    };
+    lay_out(nodes, wish).await;
 }
