@@ -26,7 +26,7 @@ use tokio::task::JoinSet;
 /// Between two rounds while something is under way: a step of an operation takes about as long.
 const BUSY_INTERVAL: Duration = Duration::from_millis(50);
 /// Between two rounds while nothing is: how soon a wish is noticed.
-const IDLE_INTERVAL: Duration = Duration::from_millis(500);
+const IDLE_INTERVAL: Duration = Duration::from_secs(1);
 /// Longest time that one member may take to answer a look.
 const LOOK_TIMEOUT: Duration = Duration::from_secs(1);
 /// Longest time that one step may take before the next round sees what became of it.

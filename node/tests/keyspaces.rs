@@ -240,6 +240,7 @@ async fn a_keyspace_at_its_quota_refuses_puts_until_deletions_and_a_compaction_h
     let quota = 300_000;
     let wish = KeyspaceRequest {
         quota_bytes: Some(quota),
+        port: Some(4003),
         ..asked(1)
     };
     node.admin().put_keyspace("small", &wish).await.unwrap();
@@ -311,4 +312,21 @@ async fn a_keyspace_at_its_quota_refuses_puts_until_deletions_and_a_compaction_h
     kv.compact(compaction).await.unwrap();
     let _ = becomes(&node, "small", |found| found.message.is_empty()).await;
     put(&small, "again", "1").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wish_that_comes_before_the_first_map_waits_for_it() {
+    let node = Node::start("k-0");
+    node.bootstrap().await;
+    let made = eventually("a keyspace is made at once", || async {
+        let made = node.admin().put_keyspace("early", &asked(1)).await;
+        made.map_err(|error| reason::<()>(Err(error)))
+            .map_err(|reason| assert_eq!(reason, ProblemReason::Unavailable))
+            .map_err(|()| "there is no map yet".to_owned())
+    })
+    .await;
+    assert_eq!(made.name, "early");
+    let early = becomes(&node, "early", |found| found.state == KeyspaceState::Active).await;
+    let default = becomes(&node, "default", |found| found.state == KeyspaceState::Active).await;
+    assert_ne!(early.shards[0].id, default.shards[0].id, "one group for each");
 }

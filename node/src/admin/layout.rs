@@ -52,7 +52,12 @@ async fn wish(
     let mut tries = 1;
     loop {
         let mut state = context.conductor.state().await.map_err(|error| conducted(&error))?;
-        let change = think(&state).map_err(|error| refused(&state, &error))?;
+        if state.version == 0 {
+            // The first map names what was there before it. A wish that came earlier would be the first, and give the first shard's number
+            // out again: two groups of one name.
+            return Err(no_map_yet());
+        }
+        let change = think(&state).map_err(|error| refused(&error))?;
         if change.is_empty() {
             return Ok(state);
         }
@@ -67,13 +72,14 @@ async fn wish(
     }
 }
 
-fn refused(state: &MetaState, error: &MetaError) -> Refuse {
-    if state.version == 0 {
-        return refuse(
-            ProblemReason::Unavailable,
-            "the first shard map is still being made; ask again in a moment",
-        );
-    }
+fn no_map_yet() -> Refuse {
+    refuse(
+        ProblemReason::Unavailable,
+        "the first shard map is still being made; ask again in a moment",
+    )
+}
+
+fn refused(error: &MetaError) -> Refuse {
     let reason = match error {
         MetaError::NoKeyspace { .. } | MetaError::NoMember { .. } | MetaError::NoOperation { .. } => {
             ProblemReason::NotFound
