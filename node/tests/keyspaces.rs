@@ -245,10 +245,9 @@ async fn a_keyspace_at_its_quota_refuses_puts_until_deletions_and_a_compaction_h
     };
     node.admin().put_keyspace("small", &wish).await.unwrap();
     let _ = becomes(&node, "small", |found| found.state == KeyspaceState::Active).await;
-    let port = 2379;
     let (small, default) = (
-        channel(&node, port, "small").await,
-        channel(&node, port, "elsewhere").await,
+        channel(&node, 4003, "small").await,
+        channel(&node, 2379, "elsewhere").await,
     );
     let value = "x".repeat(1000);
     let mut kv = KvClient::new(small.clone());
