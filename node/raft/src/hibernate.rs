@@ -183,9 +183,7 @@ impl Raft {
     /// The leader offers to hibernate. It counts as a heartbeat; who does not agree answers as to one.
     pub(crate) fn on_hibernate(&mut self, from: MemberId, commit: Index, spell: u64) {
         self.heard_leader(from);
-        if self.installing.is_none() {
-            self.commit_to(commit);
-        }
+        self.hear_commit(commit);
         if self.quiet() && (self.commit == commit || Mutant::HibernateWithLaggard.active()) {
             self.hibernation.asleep = true;
             self.election_deadline = None;

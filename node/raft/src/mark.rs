@@ -57,6 +57,8 @@ marks! {
     SnapshotNeeded,
     /// A snapshot came for a log that has all of it (pitfall P13).
     SnapshotOfKnownEntries,
+    /// A learner turned out to have less than it had acknowledged, or seemed to have: a late answer of an earlier replica of it.
+    AcknowledgedByPredecessor,
     /// An append came while a snapshot is being installed.
     AppendWhileInstalling,
     /// A boot found a log that ends before the applied state (pitfall P15).

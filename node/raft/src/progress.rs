@@ -159,6 +159,20 @@ impl Progress {
         news
     }
 
+    /// A learner does not have what it acknowledged: that was the replica that was there before and left, whose last words came late. They
+    /// were about entries from before it was added, all of them committed before its copy counts for anything; but it must be sent them.
+    /// `agree` is where the logs may meet. Says whether an append may leave now.
+    pub(crate) fn lost(&mut self, agree: Index) -> bool {
+        Mark::AcknowledgedByPredecessor.hit();
+        self.matched = Index::ZERO;
+        if self.flow == Flow::Snapshot {
+            return false;
+        }
+        self.next = agree.next();
+        self.flow = Flow::Probe { waiting: false };
+        true
+    }
+
     /// The follower refused the append after `rejected`; `agree` is where the logs may meet.
     /// Says whether the refusal was news.
     pub(crate) fn rejected(&mut self, rejected: Index, agree: Index) -> bool {

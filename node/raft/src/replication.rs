@@ -223,6 +223,14 @@ impl Raft {
         }
     }
 
+    /// The leader says how far it has committed what this log has. Of what it has not it may speak only to the replica that was here
+    /// before and left: its message was under way meanwhile. What this log has since is that leader's too, so that much is true.
+    pub(crate) fn hear_commit(&mut self, index: Index) {
+        if self.installing.is_none() {
+            self.commit_to(index.min(self.log.last_index()));
+        }
+    }
+
     pub(crate) fn commit_to(&mut self, index: Index) {
         if index > self.commit {
             assert!(
@@ -262,18 +270,24 @@ impl Raft {
         } else {
             agree.index
         };
-        if let Some(progress) = self.progress.get_mut(&from)
-            && progress.rejected(rejected, agree.min(hint.index))
-        {
+        let voter = self.members.is_voter(from);
+        let Some(progress) = self.progress.get_mut(&from) else {
+            return;
+        };
+        let agree = agree.min(hint.index);
+        let news = if !voter && hint.index < progress.matched {
+            progress.lost(agree)
+        } else {
+            progress.rejected(rejected, agree)
+        };
+        if news {
             self.replicate_to(from, true);
         }
     }
 
     pub(crate) fn on_heartbeat(&mut self, from: MemberId, commit: Index, round: u64) {
         self.heard_leader(from);
-        if self.installing.is_none() {
-            self.commit_to(commit);
-        }
+        self.hear_commit(commit);
         let stamp = self.stamp();
         self.send(from, Body::HeartbeatReply { round, stamp });
     }

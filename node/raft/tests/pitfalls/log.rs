@@ -194,6 +194,39 @@ fn p28_a_refusal_older_than_what_matches_is_ignored() {
 }
 
 #[test]
+fn p28_a_learner_without_what_an_earlier_replica_of_it_acknowledged_is_sent_all_of_it() {
+    let mut net = Net::new(2);
+    net.elect(1);
+    for n in 0..5 {
+        net.propose(id(1), &format!("{n}"));
+    }
+    net.settle();
+    let term = net.raft(1).view().soft.term.0;
+    net.change(id(1), ConfigStep::AddLearner(id(3)));
+    net.settle();
+    // The replica that was there before says once more what it had; the new one knows nothing.
+    let last = Index(4);
+    net.step(id(1), message(3, 1, term, Body::AppendAccepted { last, stamp: None }));
+    net.mail.clear();
+    net.add(3, Disk::default());
+    net.propose(id(1), "more");
+    net.run(ELECTION);
+    assert_eq!(net.commands(3), net.commands(1));
+}
+
+#[test]
+fn p29_a_replica_that_came_again_is_not_told_what_is_committed_by_what_was_meant_for_the_one_before() {
+    let mut raft = lone(&[], Start::default());
+    for body in [
+        Body::Heartbeat { commit: Index(5), round: 0 },
+        Body::Hibernate { commit: Index(5), spell: 1 },
+    ] {
+        let _ = raft.step(Now(0), message(2, 1, 1, body));
+        assert_eq!(raft.view().commit, Index::ZERO);
+    }
+}
+
+#[test]
 fn p29_a_heartbeat_never_commits_beyond_what_the_follower_has() {
     let mut net = Net::new(3);
     net.elect(1);
