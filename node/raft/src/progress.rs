@@ -185,7 +185,9 @@ impl Progress {
                 self.probe();
             }
             Flow::Probe { .. } => {
-                if self.next.prev() != rejected {
+                // What it acknowledged it has: to ask again at once would be answered the same, for ever, and twice for each message that
+                // the network repeats.
+                if self.next.prev() != rejected || (rejected <= self.matched && rejected > Index::ZERO) {
                     Mark::StaleRejection.hit();
                     return false;
                 }
