@@ -21,6 +21,19 @@ const RARE: [(&str, u64, u64); 5] = [
     ("skip-incarnation", 0x2f3c_8eda_7069_412f, 574),
 ];
 
+/// Rules whose break 2,000 runs with many shards do not show (what seemed to show them was the judge, which did not look at all writes),
+/// and where each one's break fails a build instead. The accidents that they need have to be made.
+const ELSEWHERE: [(&str, &str); 5] = [
+    ("stamps-outlive-leadership", "spread::Rule::StampsDieWithLeadership"),
+    ("sequencer-unconfirmed", "spread::Rule::SequencerConfirms"),
+    ("clean-up-the-living", "spread::Rule::ForgetTheDead"),
+    (
+        "earlier-ticket-serves",
+        "althing-shard, stamps: a command takes no revision that was asked for before it came",
+    ),
+    ("close-without-guard", "althing-shard, conductor: stories with CloseAnyway"),
+];
+
 fn seeds() -> impl Iterator<Item = u64> {
     (0..SEEDS).map(|number| mix(BASE.wrapping_add(mix(number))))
 }
@@ -34,6 +47,10 @@ fn every_broken_rule_is_noticed() {
         let staged = mutant.of_hibernation().then(|| judge(Some(mutant), 12));
         if let Some((scene, wrong)) = staged.and_then(|failed| failed.into_iter().next()) {
             println!("{name:<28} scene: {scene}: {wrong}");
+            continue;
+        }
+        if let Some((_, place)) = ELSEWHERE.iter().find(|(unseen, _)| *unseen == name) {
+            println!("{name:<28} elsewhere: {place}");
             continue;
         }
         let rare = RARE.iter().filter(|(rare, _, _)| *rare == name);
