@@ -390,6 +390,7 @@ impl Node {
         let (server, health) = althing_api::server(api, limits, Arc::clone(&observer)).await;
         let directory = Directory::new(server.clone());
         let (door, open) = Door::by_name(directory.clone());
+        let names = directory.clone();
         let (drain, drained) = watch::channel(false);
         let (seats, clients) = net
             .handles()
@@ -434,6 +435,7 @@ impl Node {
                 joiner,
                 Arc::clone(&conductor),
                 Arc::clone(&atlas),
+                names,
             ))
             .abort_handle(),
             tokio::spawn(ready::run(

@@ -240,13 +240,12 @@ async fn a_keyspace_at_its_quota_refuses_puts_until_deletions_and_a_compaction_h
     let quota = 300_000;
     let wish = KeyspaceRequest {
         quota_bytes: Some(quota),
-        port: Some(4003),
         ..asked(1)
     };
     node.admin().put_keyspace("small", &wish).await.unwrap();
     let _ = becomes(&node, "small", |found| found.state == KeyspaceState::Active).await;
     let (small, default) = (
-        channel(&node, 4003, "small").await,
+        channel(&node, 2379, "small").await,
         channel(&node, 2379, "elsewhere").await,
     );
     let value = "x".repeat(1000);

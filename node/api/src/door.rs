@@ -10,7 +10,7 @@ use http::Request;
 use http::uri::Authority;
 use hyper::body::Incoming;
 use std::borrow::Cow;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, PoisonError, RwLock};
 use tokio::sync::watch;
@@ -38,6 +38,13 @@ impl Directory {
     pub fn put(&self, name: &str, server: ClientServer) {
         let mut named = self.0.named.write().unwrap_or_else(PoisonError::into_inner);
         named.insert(name.to_owned(), server);
+    }
+
+    /// The names under which requests find their keyspace.
+    #[must_use]
+    pub fn names(&self) -> BTreeSet<String> {
+        let named = self.0.named.read().unwrap_or_else(PoisonError::into_inner);
+        named.keys().cloned().collect()
     }
 
     /// Forgets a name; what comes under it goes to the default keyspace from now on.

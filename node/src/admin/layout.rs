@@ -36,6 +36,7 @@ async fn view<'a>(context: &Context, state: &'a MetaState) -> View<'a> {
         sight,
         pending: context.conductor.pending(),
         wall_seconds: wall_seconds(),
+        names: context.directory.names(),
     }
 }
 

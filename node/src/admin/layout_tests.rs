@@ -115,6 +115,7 @@ fn a_shard_is_as_its_leader_sees_it_and_members_hold_what_they_have_and_what_the
         sight: Sight::of_conductor(&observed),
         pending: vec![],
         wall_seconds: 0,
+        names: state.keyspaces.values().map(|record| record.name.clone()).collect(),
     };
     let layout = view.layout();
     assert_eq!(layout.version, 3);
@@ -182,6 +183,7 @@ fn what_waits_is_told_of_its_own_keyspace_and_not_without_end() {
         sight: Sight::default(),
         pending: all,
         wall_seconds: 0,
+        names: state.keyspaces.values().map(|record| record.name.clone()).collect(),
     };
     let messages: Vec<_> = view.keyspaces().into_iter().map(|keyspace| keyspace.message).collect();
     assert_eq!(

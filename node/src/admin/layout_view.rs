@@ -125,6 +125,8 @@ pub(super) struct View<'a> {
     pub(super) pending: Vec<Pending>,
     /// Seconds since 1970.
     pub(super) wall_seconds: u64,
+    /// The names that requests at this member find.
+    pub(super) names: BTreeSet<String>,
 }
 
 impl View<'_> {
@@ -195,6 +197,10 @@ impl View<'_> {
             name: record.name.clone(),
             state: match record.state {
                 map::KeyspaceState::Creating => KeyspaceState::Creating,
+                // Until its name is found here, it would mean the default keyspace.
+                map::KeyspaceState::Active if id != KeyspaceId::DEFAULT && !self.names.contains(&record.name) => {
+                    KeyspaceState::Creating
+                }
                 map::KeyspaceState::Active => KeyspaceState::Active,
                 map::KeyspaceState::Dropping => KeyspaceState::Dropping,
             },

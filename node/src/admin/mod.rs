@@ -12,6 +12,7 @@ use crate::conductor::Conductor;
 use crate::node::Joiner;
 use crate::shared::Shared;
 use althing_admin::paths;
+use althing_api::Directory;
 use axum::Router;
 use axum::routing::{delete, get, post, put};
 use std::sync::Arc;
@@ -24,6 +25,8 @@ struct Context {
     joiner: Arc<Joiner>,
     conductor: Arc<Conductor>,
     atlas: Arc<Atlas>,
+    /// The names that requests find.
+    directory: Directory,
 }
 
 /// Serves until the task is aborted: an operator watches a node go down through it.
@@ -33,12 +36,14 @@ pub async fn serve(
     joiner: Arc<Joiner>,
     conductor: Arc<Conductor>,
     atlas: Arc<Atlas>,
+    directory: Directory,
 ) {
     let router = router(Context {
         shared,
         joiner,
         conductor,
         atlas,
+        directory,
     });
     if let Err(error) = axum::serve(socket, router).await {
         tracing::error!(%error, "the admin port failed");
