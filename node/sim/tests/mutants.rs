@@ -31,7 +31,10 @@ const ELSEWHERE: [(&str, &str); 5] = [
         "earlier-ticket-serves",
         "althing-shard, stamps: a command takes no revision that was asked for before it came",
     ),
-    ("close-without-guard", "althing-shard, conductor: stories with CloseAnyway"),
+    (
+        "close-without-guard",
+        "althing-shard, conductor: stories with CloseAnyway",
+    ),
 ];
 
 fn seeds() -> impl Iterator<Item = u64> {

@@ -362,15 +362,16 @@ fn a_sealed_shard_decides_to_abort_and_never_to_commit() {
         decision,
     };
     let committed = commit(20, &[true]);
-    assert_eq!(
-        shard(&keys, decide(1, committed.clone())),
-        Err(OpError::Sealed)
-    );
+    assert_eq!(shard(&keys, decide(1, committed.clone())), Err(OpError::Sealed));
     let aborted = Ok(ShardResult::Decided(Decision::Abort));
     assert_eq!(shard(&keys, decide(1, Decision::Abort)), aborted);
     assert_eq!(shard(&keys, decide(1, committed.clone())), aborted, "the first stands");
     shard(&keys, ShardCommand::Unseal { operation: 1 }).unwrap();
-    assert_eq!(shard(&keys, decide(1, committed)), aborted, "whether it serves again or not");
+    assert_eq!(
+        shard(&keys, decide(1, committed)),
+        aborted,
+        "whether it serves again or not"
+    );
 }
 
 #[test]

@@ -218,8 +218,14 @@ fn p28_a_learner_without_what_an_earlier_replica_of_it_acknowledged_is_sent_all_
 fn p29_a_replica_that_came_again_is_not_told_what_is_committed_by_what_was_meant_for_the_one_before() {
     let mut raft = lone(&[], Start::default());
     for body in [
-        Body::Heartbeat { commit: Index(5), round: 0 },
-        Body::Hibernate { commit: Index(5), spell: 1 },
+        Body::Heartbeat {
+            commit: Index(5),
+            round: 0,
+        },
+        Body::Hibernate {
+            commit: Index(5),
+            spell: 1,
+        },
     ] {
         let _ = raft.step(Now(0), message(2, 1, 1, body));
         assert_eq!(raft.view().commit, Index::ZERO);

@@ -51,17 +51,28 @@ fn a_voter_that_has_confirmed_nothing_to_this_leader_is_not_caught_up_however_sh
     world.settle(ROUNDS_MAX);
     let group = GroupId::FIRST_SHARD;
     let leader = world.groups[&group].leader.unwrap();
-    let [blank, other] = world.meta.shards[&group].replicas.iter().filter(|id| **id != leader).collect::<Vec<_>>()[..]
+    let [blank, other] = world.meta.shards[&group]
+        .replicas
+        .iter()
+        .filter(|id| **id != leader)
+        .collect::<Vec<_>>()[..]
     else {
         panic!("two followers")
     };
     let (blank, other) = (*blank, *other);
     let view = world.observed.members.get_mut(&leader).unwrap();
     let seen = view.groups.get_mut(&group).unwrap();
-    assert!(seen.last.index.0 <= world.limits.lag, "{:?} would be lag enough", seen.last);
+    assert!(
+        seen.last.index.0 <= world.limits.lag,
+        "{:?} would be lag enough",
+        seen.last
+    );
     let peer = seen.peers.get_mut(&blank).unwrap();
     (peer.matched, peer.active) = (Index::ZERO, true);
-    assert_eq!(stop(&world, other.0), Err(Unstoppable::NoQuorum { group, member: other }));
+    assert_eq!(
+        stop(&world, other.0),
+        Err(Unstoppable::NoQuorum { group, member: other })
+    );
     assert_eq!(stop(&world, blank.0), Ok(()), "it takes nothing away");
 }
 
@@ -230,7 +241,9 @@ fn a_keyspace_is_full_from_its_quota_on_until_it_holds_clearly_less_and_that_is_
     world.clients = false;
     let held = |world: &World| -> u64 {
         let shards = world.meta.shards_of(KeyspaceId::DEFAULT);
-        let data = shards.iter().map(|(group, _)| 100 * world.groups[group].now().data.len() as u64);
+        let data = shards
+            .iter()
+            .map(|(group, _)| 100 * world.groups[group].now().data.len() as u64);
         data.sum()
     };
     let full = |world: &World| world.meta.keyspaces[&KeyspaceId::DEFAULT].full;
@@ -248,7 +261,11 @@ fn a_keyspace_is_full_from_its_quota_on_until_it_holds_clearly_less_and_that_is_
     assert!(!full(&world));
     quota(&mut world, held);
     assert!(full(&world));
-    assert!(pending(&world)[0].starts_with(&format!("it holds {held} of the {held} bytes")), "{:?}", pending(&world));
+    assert!(
+        pending(&world)[0].starts_with(&format!("it holds {held} of the {held} bytes")),
+        "{:?}",
+        pending(&world)
+    );
     quota(&mut world, held + held / 20);
     assert!(full(&world), "a little room is none");
     quota(&mut world, 2 * held);

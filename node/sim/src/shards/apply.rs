@@ -1,8 +1,8 @@
 //! The state machines' thread: one job after another, each taking a while.
 
+use super::judge;
 use super::machine::{self, Job, Said};
 use super::{Errand, Todo, World};
-use super::judge;
 use althing_raft::entry::SnapshotMeta;
 use althing_raft::ids::GroupId;
 use althing_shard::{Event, Item, Work};

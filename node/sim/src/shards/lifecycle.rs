@@ -213,7 +213,9 @@ impl Node {
         {
             let mut world = self.ground.world.borrow_mut();
             world.counts.closed += 1;
-            world.watch(group).left(me, matches!(guard, CloseGuard::Forgotten { .. }));
+            world
+                .watch(group)
+                .left(me, matches!(guard, CloseGuard::Forgotten { .. }));
         }
         let (cleared, gone_too) = promise();
         self.with(|process| process.jobs.push_back(Job::Retire(group, cleared)))

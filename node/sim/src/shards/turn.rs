@@ -8,8 +8,8 @@ use althing_raft::ids::{GroupId, LogPosition};
 use althing_raft::io::Role;
 use althing_shard::host::GroupView;
 use althing_shard::{Effect, Event};
-use althing_store::ops::RevisionSource;
 use althing_store::MemStore;
+use althing_store::ops::RevisionSource;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Under [`Sabotage::AckBeforeSync`], how much longer a sync takes than production's: long enough for a crash.
