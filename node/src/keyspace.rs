@@ -83,10 +83,9 @@ impl RoutedKeyspace {
         chart.table(self.id).cloned().ok_or(KeyspaceError::NoLeader)
     }
 
-    /// Whether the keyspace holds as much as it may.
-    fn full(&self) -> bool {
-        let chart = self.ground.atlas.chart();
-        chart.state.keyspaces.get(&self.id).is_some_and(|record| record.full)
+    /// Whether what needs space is refused: for want of it on the volume, or because the keyspace holds as much as it may.
+    fn short_of_space(&self) -> bool {
+        self.shared().short_of_space() || self.table().is_ok_and(|table| table.full)
     }
 
     /// The group that stands for the keyspace where etcd has only one.
@@ -457,8 +456,8 @@ impl Keyspace for RoutedKeyspace {
     }
 
     async fn execute(&self, command: Command) -> Result<(Header, OpResult), KeyspaceError> {
-        let shared = self.shared();
-        if (grows(&command) && (shared.short_of_space() || self.full())) || shared.out_of_space() {
+        let (shared, grows) = (self.shared(), grows(&command));
+        if (grows && shared.short_of_space()) || shared.out_of_space() {
             return Err(OpError::NoSpace.into());
         }
         let mut bytes = BytesMut::new();
@@ -470,6 +469,9 @@ impl Keyspace for RoutedKeyspace {
         let mut patience = self.patience();
         loop {
             let table = self.table()?;
+            if grows && table.full {
+                return Err(OpError::NoSpace.into());
+            }
             let tried = self.execute_over(&table, &command, bytes.clone(), &mut patience).await;
             match tried {
                 Ok((revision, result)) => return Ok((self.header_at(revision), result)),
@@ -533,7 +535,7 @@ impl Keyspace for RoutedKeyspace {
     }
 
     fn alarms(&self) -> Vec<Alarm> {
-        if self.shared().short_of_space() || self.full() {
+        if self.short_of_space() {
             vec![Alarm::NoSpace]
         } else {
             Vec::new()

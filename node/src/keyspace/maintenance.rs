@@ -33,7 +33,7 @@ impl RoutedKeyspace {
         if soft.leader.is_none() {
             errors.push("etcdserver: no leader".to_owned());
         }
-        if shared.short_of_space() || self.full() {
+        if self.short_of_space() {
             errors.push("etcdserver: mvcc: database space exceeded".to_owned());
         }
         let chart = self.ground.atlas.chart();

@@ -20,6 +20,8 @@ pub struct RouteTable {
     pub source: RevisionSource,
     /// Who gives them out. There may be one before the source is sequenced.
     pub sequencer: Option<Sequencer>,
+    /// Whether it holds as much as it may: what needs space is refused.
+    pub full: bool,
     /// The shards by span: the first begins at the beginning, each ends where the next one begins, the last one has no end.
     routes: Vec<Route>,
 }
@@ -87,6 +89,7 @@ impl RouteTable {
             partitioning: record.partitioning,
             source: record.source,
             sequencer,
+            full: record.full,
             routes,
         }
     }
