@@ -176,18 +176,19 @@ impl Progress {
     /// The follower refused the append after `rejected`; `agree` is where the logs may meet.
     /// Says whether the refusal was news.
     pub(crate) fn rejected(&mut self, rejected: Index, agree: Index) -> bool {
+        // What it acknowledged it has: to ask again at once would be answered the same, for ever, and twice for each message that the
+        // network repeats. Nobody refuses what comes after nothing, so a refusal of that is stale too.
+        let had = rejected <= self.matched;
         match &self.flow {
             Flow::Replicate(_) => {
-                if rejected <= self.matched {
+                if had {
                     Mark::StaleRejection.hit();
                     return false;
                 }
                 self.probe();
             }
             Flow::Probe { .. } => {
-                // What it acknowledged it has: to ask again at once would be answered the same, for ever, and twice for each message that
-                // the network repeats.
-                if self.next.prev() != rejected || (rejected <= self.matched && rejected > Index::ZERO) {
+                if had || self.next.prev() != rejected {
                     Mark::StaleRejection.hit();
                     return false;
                 }
