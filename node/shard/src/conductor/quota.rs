@@ -4,9 +4,9 @@ use crate::conductor::Subject;
 use crate::conductor::draft::Draft;
 use crate::map::{KeyspaceId, KeyspaceRecord};
 
-/// Of ten parts of its quota, those that a full keyspace holds at most when it takes writes again: some puts must fit in before it is
+/// Of so many parts of its quota, a full keyspace must have one free before it takes writes again: some puts must fit in before it is
 /// full once more, or it would be a fight of compaction against writers.
-const ROOM_AGAIN_TENTHS: u64 = 9;
+const PARTS_PER_FREE_ONE: u64 = 10;
 
 impl Draft<'_> {
     /// Whether each keyspace is full, as far as its shards' leaders say. Members look at the map before they take a put, so what is written
@@ -53,7 +53,7 @@ fn is_full(record: &KeyspaceRecord, held: Option<u64>) -> bool {
     match (record.quota_bytes, held) {
         (None, _) => false,
         (Some(_), None) => record.full,
-        (Some(quota), Some(held)) if record.full => held > quota - quota / 10 * (10 - ROOM_AGAIN_TENTHS),
+        (Some(quota), Some(held)) if record.full => held > quota - quota / PARTS_PER_FREE_ONE,
         (Some(quota), Some(held)) => held >= quota,
     }
 }
