@@ -248,6 +248,9 @@ impl Node {
 
         let identity = tokio::task::block_in_place(|| Identity::open(&config.data_dir, &config.name))?;
         let volume = tokio::task::block_in_place(|| Volume::open_with_room(&config))?;
+        if identity.cluster().is_some() && volume.lacks_map() {
+            return Err(NodeError::NoMap);
+        }
         let boot = draw()?;
         let me = identity.member();
         let net = Net::start(threads_wanted()).map_err(NodeError::Thread)?;
@@ -358,9 +361,6 @@ impl Node {
         match identity.cluster() {
             Some(cluster) => {
                 shared.set_cluster(cluster);
-                if !volume.groups.is_empty() && !volume.groups.contains_key(&GroupId::META) {
-                    return Err(NodeError::NoMap);
-                }
                 for (group, found) in volume.groups {
                     lifecycle.resume(group, found.store, found.start)?;
                 }

@@ -59,6 +59,12 @@ impl Volume {
         }
     }
 
+    /// Whether it has shards but nothing that says where they belong.
+    #[must_use]
+    pub fn lacks_map(&self) -> bool {
+        !self.groups.is_empty() && !self.groups.contains_key(&GroupId::META)
+    }
+
     fn open(config: &Config) -> Result<Self, NodeError> {
         let options = althing_wal::Options {
             segment_bytes: config.wal_segment_bytes,
