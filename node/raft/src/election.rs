@@ -429,7 +429,9 @@ impl Raft {
     fn on_committed(&mut self, position: LogPosition) {
         let news = position.index > self.commit && self.log.contains(position);
         if news && self.role != Role::Leader && self.installing.is_none() {
-            Mark::CommitHeardWhileStanding.hit();
+            if self.leader.is_none() {
+                Mark::CommitHeardWhileStanding.hit();
+            }
             self.commit_to(position.index);
         }
     }

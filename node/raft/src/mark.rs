@@ -77,6 +77,8 @@ marks! {
     PromotionRefused,
     /// A read waited for the leader's first commit in its term (pitfall P1).
     ReadWaitsForOwnTerm,
+    /// A read round was put to everybody, not only to the quickest.
+    RoundWidened,
     /// Reads were asked again of the next leader (pitfall P3).
     ReadsMoveToNextLeader,
     /// A follower asked again for a read index.

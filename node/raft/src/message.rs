@@ -33,8 +33,8 @@ pub enum Body {
         /// Whether the vote would be given.
         granted: bool,
     },
-    /// "This entry is committed": between one that asked for a pre-vote and one that refused, both ways. A fact in every term,
-    /// so the term of the message does not matter.
+    /// "This entry is committed": from a leader to its followers when no append says so, and between one that asked for a pre-vote and
+    /// one that refused, both ways. A fact in every term, so the term of the message does not matter, and nobody answers it.
     Committed {
         /// The last entry that the sender knows to be committed.
         position: LogPosition,

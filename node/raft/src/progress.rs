@@ -56,6 +56,8 @@ pub(crate) struct Progress {
     pub(crate) last_heard: Now,
     /// The newest read round that it confirmed.
     pub(crate) round: u64,
+    /// When it did.
+    pub(crate) confirmed_at: Now,
     /// `matched` when the leader last spoke up by itself.
     pub(crate) matched_at_beat: Index,
     /// The commit index that it was last told.
@@ -77,6 +79,7 @@ impl Progress {
             flow,
             last_heard: now,
             round: 0,
+            confirmed_at: now,
             matched_at_beat: Index::ZERO,
             commit_told: Index::ZERO,
             stamp: None,

@@ -6,7 +6,8 @@ use crate::mark::Mark;
 use crate::message::Body;
 use crate::mutant::Mutant;
 use crate::raft::Raft;
-use std::collections::VecDeque;
+use std::cmp::Reverse;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Reads that may wait at one member: far above what clients of one process keep open, far below what hurts.
@@ -22,6 +23,9 @@ const PEER_ASKS_MAX: usize = 4_096;
 const PATIENCE_ELECTION_TIMEOUTS: u32 = 5;
 
 /// A round: one exchange of heartbeats proves that this leader led after the reads came in.
+///
+/// It asks no more members than it takes, the quickest of late: whoever is not asked is not woken, and where one client reads at a time
+/// that is a good part of what a read costs. Whether they are as quick now is not known, so after `ROUND_GAP` everybody is asked.
 #[derive(Debug)]
 struct Round {
     id: u64,
@@ -48,6 +52,8 @@ pub(crate) struct Reads {
     peers_waiting: Vec<(MemberId, u64)>,
     rounds: VecDeque<Round>,
     round: u64,
+    /// When the newest round is put to everybody, if that was not done yet.
+    widens_at: Option<Now>,
     asked: Vec<Asked>,
     asked_leader: Option<MemberId>,
     /// When the latest round, or first question about a batch, began.
@@ -66,6 +72,7 @@ impl Reads {
             peers_waiting: Vec::new(),
             rounds: VecDeque::new(),
             round: 0,
+            widens_at: None,
             asked: Vec::new(),
             asked_leader: None,
             began: Now::default(),
@@ -84,7 +91,7 @@ impl Reads {
         let oldest = self.waiting.iter().map(|(_, since)| *since).min();
         let given_up = oldest.and_then(|since| self.patience.map(|patience| since.after(patience)));
         let again = self.asked.iter().map(|asked| asked.again_at).min();
-        given_up.into_iter().chain(again).min()
+        given_up.into_iter().chain(again).chain(self.widens_at).min()
     }
 
     /// Whether peers wait for an index.
@@ -147,7 +154,10 @@ impl Raft {
     /// Starts what can start, once per step: one round at a leader, one question at a follower.
     pub(crate) fn reads_ready(&mut self) {
         match (self.role, self.leader) {
-            (Role::Leader, _) => self.start_round(),
+            (Role::Leader, _) => {
+                self.start_round();
+                self.widen_round();
+            }
             (Role::Learner | Role::Follower, Some(leader)) => self.ask(leader),
             (Role::Learner | Role::Follower | Role::PreCandidate | Role::Candidate, _) => {}
         }
@@ -226,7 +236,49 @@ impl Raft {
         if self.members.is_majority(|voter| voter == self.config.id) {
             self.confirm_rounds();
         } else {
-            self.broadcast_heartbeat();
+            self.ask_for_round();
+        }
+    }
+
+    fn ask_for_round(&mut self) {
+        self.reads.widens_at = Some(self.now);
+        // While an earlier one waits for its answer, those that were asked are not quick.
+        if self.reads.rounds.len() == 1 {
+            self.reads.widens_at = Some(self.now.after(ROUND_GAP));
+            for peer in self.quickest_majority() {
+                self.heartbeat_to(peer);
+            }
+        }
+    }
+
+    /// As few voters as make a majority with this one; first those that confirmed the newest round, and of those who did it sooner.
+    fn quickest_majority(&self) -> BTreeSet<MemberId> {
+        let mut voters: Vec<_> = self.progress.iter().collect();
+        voters.sort_by_key(|(peer, progress)| (Reverse(progress.round), progress.confirmed_at, **peer));
+        let mut chosen = BTreeSet::new();
+        for (peer, _) in voters {
+            if self
+                .members
+                .is_majority(|voter| voter == self.config.id || chosen.contains(&voter))
+            {
+                break;
+            }
+            if self.members.is_voter(*peer) {
+                chosen.insert(*peer);
+            }
+        }
+        chosen
+    }
+
+    /// Asks everybody who was not asked, or did not answer, when the newest round takes too long.
+    fn widen_round(&mut self) {
+        if self.reads.widens_at.is_none_or(|at| at > self.now) {
+            return;
+        }
+        Mark::RoundWidened.hit();
+        self.reads.widens_at = None;
+        for peer in self.peers() {
+            self.heartbeat_to(peer);
         }
     }
 
@@ -256,6 +308,9 @@ impl Raft {
                     },
                 );
             }
+        }
+        if self.reads.rounds.is_empty() {
+            self.reads.widens_at = None;
         }
     }
 
@@ -297,6 +352,7 @@ impl Raft {
             }
             self.reads.waiting.extend(round.local);
         }
+        self.reads.widens_at = None;
         self.reads.peers_waiting.clear();
         self.reads.asked_leader = None;
     }

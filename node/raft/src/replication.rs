@@ -114,35 +114,42 @@ impl Raft {
 
     pub(crate) fn broadcast_heartbeat(&mut self) {
         self.heartbeat_deadline = self.next_beat();
+        for peer in self.peers() {
+            self.heartbeat_to(peer);
+        }
+    }
+
+    pub(crate) fn heartbeat_to(&mut self, peer: MemberId) {
         let round = self.reads.newest_round();
         let told = self.commit_to_tell();
-        for peer in self.peers() {
-            if let Some(progress) = self.progress.get_mut(&peer) {
-                // Pitfall P29: never beyond what the follower is known to have.
-                let commit = if Mutant::HeartbeatBeyondMatch.active() {
-                    told
-                } else {
-                    told.min(progress.matched)
-                };
-                progress.commit_told = progress.commit_told.max(commit);
-                self.send(peer, Body::Heartbeat { commit, round });
-            }
+        if let Some(progress) = self.progress.get_mut(&peer) {
+            // Pitfall P29: never beyond what the follower is known to have.
+            let commit = if Mutant::HeartbeatBeyondMatch.active() {
+                told
+            } else {
+                told.min(progress.matched)
+            };
+            progress.commit_told = progress.commit_told.max(commit);
+            self.send(peer, Body::Heartbeat { commit, round });
         }
     }
 
     /// Tells followers of a new commit index when no append does: their clients, whose commands were forwarded, should not
-    /// wait for the next heartbeat. A lost one is made good by that heartbeat.
+    /// wait for the next heartbeat. Unlike that one it asks for no answer, so nobody is woken by one; should it be lost, the heartbeat
+    /// makes it good.
     pub(crate) fn tell_commit(&mut self) {
-        let round = self.reads.newest_round();
         let told = self.commit_to_tell();
         for peer in self.peers() {
             let Some(progress) = self.progress.get_mut(&peer) else {
                 continue;
             };
-            let commit = told.min(progress.matched);
-            if commit > progress.commit_told {
-                progress.commit_told = commit;
-                self.send(peer, Body::Heartbeat { commit, round });
+            let index = told.min(progress.matched);
+            if index > progress.commit_told
+                && let Some(term) = self.log.term_at(index)
+            {
+                progress.commit_told = index;
+                let position = LogPosition { term, index };
+                self.send(peer, Body::Committed { position });
             }
         }
     }
@@ -304,7 +311,9 @@ impl Raft {
         } else {
             round
         };
-        progress.round = progress.round.max(round);
+        if round > progress.round {
+            (progress.round, progress.confirmed_at) = (round, self.now);
+        }
         if let Flow::Probe { waiting } = &mut progress.flow {
             // Its append or the answer may be lost; the next one may go.
             *waiting = false;

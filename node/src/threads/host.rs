@@ -165,7 +165,11 @@ fn dispatch(
 /// Whether somebody waits for a message. What is committed is news, and interests a follower later than the client.
 fn is_urgent(body: &Body) -> bool {
     match body {
-        Body::Heartbeat { .. } | Body::Hibernate { .. } | Body::Hibernating { .. } | Body::Alive { .. } => false,
+        Body::Committed { .. }
+        | Body::Heartbeat { .. }
+        | Body::Hibernate { .. }
+        | Body::Hibernating { .. }
+        | Body::Alive { .. } => false,
         Body::PreVote { .. }
         | Body::PreVoteReply { .. }
         | Body::Vote { .. }
@@ -179,7 +183,6 @@ fn is_urgent(body: &Body) -> bool {
         | Body::ReadIndex { .. }
         | Body::ReadIndexReply { .. }
         | Body::Forward { .. }
-        | Body::Committed { .. }
         | Body::Roster { .. }
         | Body::LeaseRequest { .. }
         | Body::LeaseGrant { .. }

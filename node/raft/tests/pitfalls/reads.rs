@@ -8,6 +8,10 @@ use althing_raft::ids::Index;
 use althing_raft::io::{DropReason, Input, RequestId, Role};
 use althing_raft::message::Body;
 use althing_raft::roster::Footprint;
+use std::time::Duration;
+
+/// As in the core.
+const ROUND_GAP: Duration = Duration::from_millis(1);
 
 #[test]
 fn p1_a_new_leader_answers_no_read_before_it_commits_in_its_term() {
@@ -148,6 +152,10 @@ fn p3_reads_of_a_lost_leadership_are_asked_of_the_next_leader() {
     net.elect(1);
     net.mail.clear();
     net.step(id(1), Input::Read(vec![(RequestId(1), Footprint::All)]));
+    // Its round is lost, and once more when it is put to everybody.
+    net.mail.clear();
+    net.now = net.now.after(ROUND_GAP);
+    net.step(id(1), Input::Tick);
     net.mail.clear();
     net.elect(2);
     net.propose(id(2), "newer");
@@ -228,4 +236,85 @@ fn rounds_that_waited_for_members_who_have_left_are_confirmed_by_those_who_stay(
     assert_eq!(net.raft(1).view().soft.config.voters, [id(1)].into());
     net.step(id(1), Input::Read(vec![(RequestId(7), Footprint::All)]));
     assert_eq!(net.nodes[&id(1)].reads.len(), 7);
+}
+
+/// Whom the leader asks by heartbeats, of the mail that is under way, which is lost.
+fn asked_by_heartbeat(net: &mut Net) -> Vec<u64> {
+    let beats = net
+        .mail
+        .drain(..)
+        .filter(|mail| mail.from == id(1) && matches!(mail.body, Body::Heartbeat { .. }));
+    beats.map(|mail| mail.to.0).collect()
+}
+
+#[test]
+fn a_round_asks_as_few_as_it_takes_the_quickest_first_and_everybody_when_they_are_slow() {
+    let mut net = Net::new(5);
+    net.elect(1);
+    net.run(kit::HEARTBEAT);
+    net.mail.clear();
+    let read = |net: &mut Net, request: u64| {
+        net.step(id(1), Input::Read(vec![(RequestId(request), Footprint::All)]));
+        asked_by_heartbeat(net)
+    };
+    let confirm = |net: &mut Net, from: u64, round: u64| {
+        let term = net.raft(1).view().soft.term.0;
+        let reply = Body::HeartbeatReply { round, stamp: None };
+        net.step(id(1), message(from, 1, term, reply));
+    };
+    assert_eq!(read(&mut net, 1), [2, 3], "nobody is known to be quick");
+    // 2 and 3 do not answer in time.
+    net.now = net.now.after(ROUND_GAP);
+    net.step(id(1), Input::Tick);
+    assert_eq!(asked_by_heartbeat(&mut net), [2, 3, 4, 5]);
+    confirm(&mut net, 5, 1);
+    assert_eq!(net.nodes[&id(1)].reads, vec![]);
+    net.now = net.now.after(ROUND_GAP / 4);
+    confirm(&mut net, 4, 1);
+    assert_eq!(net.nodes[&id(1)].reads.len(), 1);
+    net.now = net.now.after(ROUND_GAP / 4);
+    confirm(&mut net, 2, 1);
+    assert_eq!(read(&mut net, 2), [4, 5], "the quickest of the last round");
+    // Further reads wait for company, and find that those who were asked are slow: they ask everybody at once.
+    assert_eq!(read(&mut net, 3), [0; 0]);
+    net.now = net.now.after(ROUND_GAP);
+    net.step(id(1), Input::Tick);
+    assert_eq!(asked_by_heartbeat(&mut net), [2, 3, 4, 5]);
+    confirm(&mut net, 3, 3);
+    confirm(&mut net, 2, 3);
+    assert_eq!(net.nodes[&id(1)].reads.len(), 3, "a later round confirms the earlier ones");
+    // Nothing is left to ask about.
+    net.now = net.now.after(ROUND_GAP);
+    net.step(id(1), Input::Tick);
+    assert_eq!(asked_by_heartbeat(&mut net), [0; 0]);
+}
+
+#[test]
+fn rounds_do_not_put_off_the_heartbeat_that_asks_stalled_followers_what_they_have() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.run(kit::HEARTBEAT);
+    let beat = net.nodes[&id(1)].deadline;
+    net.step(id(1), Input::Read(vec![(RequestId(1), Footprint::All)]));
+    net.settle();
+    assert_eq!(net.nodes[&id(1)].reads.len(), 1);
+    assert_eq!(net.nodes[&id(1)].deadline, beat);
+}
+
+#[test]
+fn followers_hear_what_is_committed_without_having_to_answer() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.run(kit::HEARTBEAT);
+    net.propose(id(1), "news");
+    let mut messages = 0;
+    while !net.mail.is_empty() {
+        net.deliver_one(0);
+        messages += 1;
+    }
+    assert_eq!(messages, 6, "to and from each follower: the entry, its acknowledgement, and the news");
+    let commit = net.raft(1).view().commit;
+    for follower in [2, 3] {
+        assert_eq!(net.raft(follower).view().commit, commit);
+    }
 }

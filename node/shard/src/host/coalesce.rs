@@ -12,6 +12,7 @@ use std::collections::btree_map::Entry;
 /// What a message says that a later one may say too.
 #[derive(Clone, Copy, Debug)]
 enum Says {
+    Committed { index: Index },
     Beat { commit: Index, round: u64 },
     BeatReply { round: u64, stamp: Option<Epoch> },
     Accepted { last: Index, stamp: Option<Epoch> },
@@ -20,6 +21,7 @@ enum Says {
 impl Says {
     fn of(body: &Body) -> Option<Self> {
         match body {
+            Body::Committed { position } => Some(Self::Committed { index: position.index }),
             Body::Heartbeat { commit, round } => Some(Self::Beat {
                 commit: *commit,
                 round: *round,
@@ -34,7 +36,6 @@ impl Says {
             }),
             Body::PreVote { .. }
             | Body::PreVoteReply { .. }
-            | Body::Committed { .. }
             | Body::Hibernate { .. }
             | Body::Hibernating { .. }
             | Body::Alive { .. }
@@ -61,15 +62,17 @@ impl Says {
             Self::Beat { .. } => 0,
             Self::BeatReply { .. } => 1,
             Self::Accepted { .. } => 2,
+            Self::Committed { .. } => 3,
         }
     }
 
     fn covers(self, earlier: Self) -> bool {
         match (self, earlier) {
+            (Self::Committed { index }, Self::Committed { index: i }) => index >= i,
             (Self::Beat { commit, round }, Self::Beat { commit: c, round: r }) => commit >= c && round >= r,
             (Self::BeatReply { round, stamp }, Self::BeatReply { round: r, stamp: s }) => round >= r && stamp == s,
             (Self::Accepted { last, stamp }, Self::Accepted { last: l, stamp: s }) => last >= l && stamp == s,
-            (Self::Beat { .. } | Self::BeatReply { .. } | Self::Accepted { .. }, _) => false,
+            (Self::Committed { .. } | Self::Beat { .. } | Self::BeatReply { .. } | Self::Accepted { .. }, _) => false,
         }
     }
 }
