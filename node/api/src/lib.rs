@@ -23,5 +23,6 @@ mod services;
 mod unary;
 
 pub use door::{Directory, Door, DoorKeeper};
+pub use gather::settle;
 pub use observe::Observer;
 pub use server::{ClientServer, Limits, serve, server};

@@ -61,6 +61,7 @@ impl Net {
                         HOME.set(Some(Home(number)));
                         let runtime = Builder::new_current_thread()
                             .enable_all()
+                            .on_thread_park(althing_api::settle)
                             .max_blocking_threads(LONG_READS_MAX)
                             .build();
                         match runtime {
