@@ -23,6 +23,7 @@ pub mod identity;
 pub mod inbox;
 pub mod inspect;
 pub mod keyspace;
+mod lane;
 pub mod lifecycle;
 mod listener;
 pub mod local;

@@ -1,5 +1,6 @@
 //! Outgoing streams: one per peer, messages only. What cannot be sent is dropped; Raft repeats what matters.
 
+use crate::lane::{Lane, Parcels};
 use crate::metrics::Peer;
 use crate::shared::Shared;
 use crate::threads::host::Job;
@@ -8,20 +9,16 @@ use althing_raft::ids::MemberId;
 use althing_raft::message::Message;
 use althing_shard::Event;
 use althing_shard::book::Address;
-use althing_shard::frame::{Frame, Hello, HelloReply, PROTOCOL_VERSION, Purpose, messages_to_frames};
+use althing_shard::frame::{Frame, Hello, HelloReply, PROTOCOL_VERSION, Purpose};
 use std::collections::BTreeMap;
+use std::pin::pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::runtime::Handle;
-use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
-/// Turns whose messages wait for one peer. The core has at most some appends under way per follower, so more than this is a peer
-/// that takes nothing.
-const QUEUE_TURNS_MAX: usize = 512;
 /// Time for resolving and connecting: within a site it takes milliseconds; an address that swallows packets must not hold up the next.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for the handshake.
@@ -32,7 +29,7 @@ pub(crate) const BACKOFF_MAX: Duration = Duration::from_secs(1);
 
 struct Link {
     address: Address,
-    queue: mpsc::Sender<Vec<Message>>,
+    lane: Arc<Lane>,
     task: JoinHandle<()>,
 }
 
@@ -70,21 +67,26 @@ impl Peers {
         });
         for (peer, address) in book {
             links.entry(peer).or_insert_with(|| {
-                let (queue, messages) = mpsc::channel(QUEUE_TURNS_MAX);
-                let task = self
-                    .runtime
-                    .spawn(run(Arc::clone(&self.shared), peer, address.clone(), messages));
-                Link { address, queue, task }
+                let (lane, parcels) = Lane::new(peer, &self.shared.metrics);
+                let stream = run(
+                    Arc::clone(&self.shared),
+                    peer,
+                    address.clone(),
+                    Arc::clone(&lane),
+                    parcels,
+                );
+                let task = self.runtime.spawn(stream);
+                Link { address, lane, task }
             });
         }
     }
 
-    /// Queues a turn's messages for a peer.
+    /// Sends a turn's messages to a peer, or queues what its socket does not take.
     pub fn send(&self, to: MemberId, messages: Vec<Message>) {
         let links = self.links.lock().unwrap_or_else(PoisonError::into_inner);
         // Without an address there is nothing to do but to wait for one.
         if let Some(link) = links.get(&to)
-            && link.queue.try_send(messages).is_err()
+            && link.lane.send(messages).is_err()
         {
             self.shared.host.push(Job::Event(Event::Unreachable(to)));
         }
@@ -190,7 +192,7 @@ fn note_removed(shared: &Shared, reply: &HelloReply) {
     }
 }
 
-async fn run(shared: Arc<Shared>, peer: MemberId, address: Address, mut messages: mpsc::Receiver<Vec<Message>>) {
+async fn run(shared: Arc<Shared>, peer: MemberId, address: Address, lane: Arc<Lane>, mut parcels: Parcels) {
     let mut backoff = BACKOFF_MIN;
     let mut told = false;
     loop {
@@ -198,16 +200,12 @@ async fn run(shared: Arc<Shared>, peer: MemberId, address: Address, mut messages
             Ok(socket) => {
                 tracing::info!(%peer, address, "connected");
                 (backoff, told) = (BACKOFF_MIN, false);
-                // What gathered meanwhile is out of date.
-                while messages.try_recv().is_ok() {}
                 let gauge = shared.metrics.peer_connected.get_or_create_owned(&label(peer));
                 gauge.set(1);
-                let ended = stream(&shared, peer, socket, &mut messages).await;
+                let ended = stream(&shared, socket, &lane, &mut parcels).await;
+                lane.close();
                 gauge.set(0);
-                match ended {
-                    Ok(()) => return,
-                    Err(error) => tracing::info!(%peer, address, %error, "disconnected"),
-                }
+                tracing::info!(%peer, address, error = %ended, "disconnected");
             }
             Err(error) if !told => {
                 told = true;
@@ -221,39 +219,25 @@ async fn run(shared: Arc<Shared>, peer: MemberId, address: Address, mut messages
     }
 }
 
-/// Sends until the connection breaks; `Ok` once nobody queues any more.
-async fn stream(
-    shared: &Shared,
-    peer: MemberId,
-    mut socket: TcpStream,
-    messages: &mut mpsc::Receiver<Vec<Message>>,
-) -> Result<(), WireError> {
-    let sent = shared.metrics.peer_sent.get_or_create_owned(&label(peer));
-    let sent_messages = shared.metrics.peer_messages.get_or_create_owned(&label(peer));
-    let (mut reader, mut writer) = socket.split();
+/// Sends until the connection breaks; says how it did.
+async fn stream(shared: &Shared, socket: TcpStream, lane: &Lane, parcels: &mut Parcels) -> WireError {
+    let (mut reader, writer) = socket.into_split();
+    let writer = Arc::new(writer);
+    lane.open(Arc::clone(&writer), parcels);
+    let mut said = pin!(read_frame(&mut reader));
     loop {
         tokio::select! {
-            turn = messages.recv() => {
-                let Some(mut turn) = turn else { return Ok(()) };
-                // Everything that waits goes in as few writes as possible.
-                while let Ok(more) = messages.try_recv() {
-                    turn.extend(more);
+            delivered = lane.deliver(&writer, parcels) => {
+                if let Err(error) = delivered {
+                    return error.into();
                 }
-                let (frames, too_long) = messages_to_frames(&turn);
-                if too_long > 0 {
-                    tracing::error!(%peer, too_long, "messages over the frame limit were dropped");
-                }
-                for frame in frames {
-                    writer.write_all(&frame).await?;
-                    sent.inc_by(frame.len() as u64);
-                }
-                sent_messages.inc_by((turn.len() - too_long) as u64);
             }
             // The receiver speaks only to say goodbye; reading also notices a closed connection.
-            said = read_frame(&mut reader) => {
-                return Err(match said? {
-                    (Frame::HelloReply(reply), _) => parted(shared, &reply),
-                    (
+            said = &mut said => {
+                return match said {
+                    Err(error) => error,
+                    Ok((Frame::HelloReply(reply), _)) => parted(shared, &reply),
+                    Ok((
                         Frame::Hello(_)
                         | Frame::Messages(_)
                         | Frame::SnapshotHead(_)
@@ -265,8 +249,8 @@ async fn stream(
                         | Frame::Answer(_)
                         | Frame::NoAnswer { .. },
                         _,
-                    ) => WireError::Unexpected("the receiver of a stream sends nothing"),
-                });
+                    )) => WireError::Unexpected("the receiver of a stream sends nothing"),
+                };
             }
         }
     }
