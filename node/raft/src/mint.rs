@@ -145,15 +145,17 @@ impl Raft {
             .all(|member| self.is_well(member))
     }
 
+    /// Whether a member answers reads under the roster that commits count under.
+    pub(crate) fn is_responder(&self, member: MemberId) -> bool {
+        self.minted.as_ref().is_some_and(|minted| minted.roster.reads(member))
+    }
+
     /// Whether commits may wait for this member.
     fn is_well(&self, member: MemberId) -> bool {
         let Some(progress) = self.progress.get(&member) else {
             return false;
         };
-        let responds = self
-            .minted
-            .as_ref()
-            .is_some_and(|minted| minted.roster.responders().contains(&member));
+        let responds = self.is_responder(member);
         let patience = self.config.demote_after;
         let heard = self.now.since(progress.last_heard) < patience;
         let streams = match &progress.flow {

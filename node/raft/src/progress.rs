@@ -62,6 +62,8 @@ pub(crate) struct Progress {
     pub(crate) matched_at_beat: Index,
     /// The commit index that it was last told.
     pub(crate) commit_told: Index,
+    /// Somebody waits there to hear that this much is committed.
+    pub(crate) awaits: Index,
     /// The newest roster of this term that it is known to take part in: its copies count for commits under that one.
     pub(crate) stamp: Option<Epoch>,
     /// What it last said that it takes part in.
@@ -82,6 +84,7 @@ impl Progress {
             confirmed_at: now,
             matched_at_beat: Index::ZERO,
             commit_told: Index::ZERO,
+            awaits: Index::ZERO,
             stamp: None,
             said: None,
             advanced_at: now,

@@ -66,6 +66,8 @@ pub struct Raft {
     pub(crate) last_contact: Option<Now>,
     pub(crate) heartbeat_deadline: Now,
     pub(crate) quorum_deadline: Now,
+    /// At a leader: when followers are told what is committed, if no append did.
+    pub(crate) news_at: Option<Now>,
     pub(crate) ballots: BTreeMap<MemberId, bool>,
     pub(crate) progress: BTreeMap<MemberId, Progress>,
     /// The leader's own first entry: nothing is read before it commits (pitfall P1).
@@ -167,6 +169,7 @@ impl Raft {
             last_contact: None,
             heartbeat_deadline: now,
             quorum_deadline: now,
+            news_at: None,
             ballots: BTreeMap::new(),
             progress: BTreeMap::new(),
             term_start: Index::ZERO,
@@ -245,7 +248,8 @@ impl Raft {
             let transfer = self.transfer.map_or(self.quorum_deadline, |transfer| transfer.deadline);
             let demotion = self.demotion_deadline().unwrap_or(self.quorum_deadline);
             let beat = self.heartbeat_deadline.min(self.quorum_deadline);
-            Some(beat.min(transfer).min(demotion))
+            let news = self.news_at.unwrap_or(self.quorum_deadline);
+            Some(beat.min(transfer).min(demotion).min(news))
         } else {
             self.election_deadline
         };

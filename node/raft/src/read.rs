@@ -201,8 +201,7 @@ impl Raft {
             let local = self.reads.waiting.drain(..).collect();
             self.answer(local, index);
             for (peer, request) in std::mem::take(&mut self.reads.peers_waiting) {
-                let index = Some(index);
-                self.send(peer, Body::ReadIndexReply { request, index });
+                self.tell_read_index(peer, request, index);
             }
             return;
         }
@@ -216,8 +215,7 @@ impl Raft {
                         .is_majority(|voter| voter == self.config.id || voter == *peer)
                 });
         for (peer, request) in witnesses {
-            let index = Some(self.commit);
-            self.send(peer, Body::ReadIndexReply { request, index });
+            self.tell_read_index(peer, request, self.commit);
         }
         self.reads.peers_waiting = peers;
         let nothing = self.reads.waiting.is_empty() && self.reads.peers_waiting.is_empty();
@@ -300,18 +298,20 @@ impl Raft {
                 .expect("invariant: the front was just seen");
             self.answer(round.local, round.index);
             for (peer, request) in round.peers {
-                self.send(
-                    peer,
-                    Body::ReadIndexReply {
-                        request,
-                        index: Some(round.index),
-                    },
-                );
+                self.tell_read_index(peer, request, round.index);
             }
         }
         if self.reads.rounds.is_empty() {
             self.reads.widens_at = None;
         }
+    }
+
+    fn tell_read_index(&mut self, peer: MemberId, request: u64, index: Index) {
+        if let Some(progress) = self.progress.get_mut(&peer) {
+            progress.awaits = progress.awaits.max(index);
+        }
+        let index = Some(index);
+        self.send(peer, Body::ReadIndexReply { request, index });
     }
 
     fn ask(&mut self, leader: MemberId) {

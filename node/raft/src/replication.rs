@@ -6,9 +6,14 @@ use crate::io::{DropReason, RequestId, Role};
 use crate::mark::Mark;
 use crate::message::Body;
 use crate::mutant::Mutant;
-use crate::progress::Flow;
+use crate::progress::{Flow, Progress};
 use crate::raft::Raft;
 use bytes::Bytes;
+use std::time::Duration;
+
+/// How long the news that something is committed waits for an append that carries it: a client that waited for it sends its next
+/// command sooner, and a message less to every follower is a wake-up less. Watches at followers see an event that much later.
+const NEWS_DELAY: Duration = Duration::from_millis(1);
 
 impl Raft {
     pub(crate) fn uncommitted_bytes(&self) -> usize {
@@ -65,6 +70,9 @@ impl Raft {
                 self.log.push(self.term, Payload::Command(command));
             }
         }
+        // Their clients wait at followers.
+        let last = self.log.last_index();
+        self.progress.values_mut().for_each(|progress| progress.awaits = last);
     }
 
     /// Sends every follower what it lacks and flow control allows.
@@ -134,23 +142,35 @@ impl Raft {
         }
     }
 
-    /// Tells followers of a new commit index when no append does: their clients, whose commands were forwarded, should not
-    /// wait for the next heartbeat. Unlike that one it asks for no answer, so nobody is woken by one; should it be lost, the heartbeat
-    /// makes it good.
+    /// Tells followers of a new commit index when no append does, and the next append is not waited for any longer: at once where
+    /// somebody waits for it. Unlike a heartbeat it asks for no answer, so nobody is woken by one; should it be lost, the
+    /// heartbeat makes it good.
     pub(crate) fn tell_commit(&mut self) {
         let told = self.commit_to_tell();
+        let lacks = |progress: &Progress| told.min(progress.matched) > progress.commit_told;
+        if !self.progress.values().any(lacks) {
+            self.news_at = None;
+            return;
+        }
+        let due = *self.news_at.get_or_insert(self.now.after(NEWS_DELAY)) <= self.now;
         for peer in self.peers() {
+            let reads = self.is_responder(peer);
             let Some(progress) = self.progress.get_mut(&peer) else {
                 continue;
             };
             let index = told.min(progress.matched);
-            if index > progress.commit_told
+            let awaited = reads || progress.awaits > progress.commit_told;
+            if lacks(progress)
+                && (due || awaited)
                 && let Some(term) = self.log.term_at(index)
             {
                 progress.commit_told = index;
                 let position = LogPosition { term, index };
                 self.send(peer, Body::Committed { position });
             }
+        }
+        if due {
+            self.news_at = None;
         }
     }
 

@@ -57,11 +57,17 @@ fn a_lone_member_hibernates_too() {
 }
 
 #[test]
-fn a_write_at_any_member_wakes_the_group_and_takes_effect_without_a_timer() {
+fn a_write_at_any_member_wakes_the_group_and_takes_effect_without_a_heartbeat() {
     for at in 1..=3 {
         let (mut net, ..) = sleeping();
         net.propose(id(at), "k=2");
         net.settle();
+        assert_eq!(
+            net.commands(at).last().map(String::as_str),
+            Some("k=2"),
+            "where a client waits, at once"
+        );
+        net.run(kit::NEWS_DELAY);
         for member in 1..=3 {
             assert_eq!(
                 net.commands(member).last().map(String::as_str),

@@ -89,6 +89,8 @@ fn without_leases_nobody_reads_locally_and_nothing_is_promised() {
 fn under_a_leader_lease_the_leader_reads_without_a_message_and_a_follower_asks_it_once() {
     let mut net = cluster(3, ReadMode::LeaderLease);
     write(&mut net, "a=1");
+    // Everybody has heard of it.
+    net.run(kit::NEWS_DELAY);
     assert!(net.reads_locally(1, key("a")));
     assert!(!open(&net, 2));
     let before = net.mail.len();

@@ -94,7 +94,10 @@ fn all_requests_of_a_turn_share_one_write_and_one_message_per_peer() {
     let heartbeats = heartbeats
         .filter(|message| matches!(message.body, Body::Heartbeat { .. }))
         .count();
-    assert_eq!(heartbeats, 1, "a hundred reads take one round, and that takes one of two followers");
+    assert_eq!(
+        heartbeats, 1,
+        "a hundred reads take one round, and that takes one of two followers"
+    );
     cluster.deliver();
     assert_eq!(cluster.nodes[&leader].results.len(), 100);
     assert_eq!(

@@ -15,6 +15,10 @@ use std::time::Duration;
 
 pub(crate) const ELECTION: Duration = Duration::from_millis(1000);
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(100);
+/// How long reads gather, and how long the leader believes that those whom it asked are quick; as in the core.
+pub(crate) const ROUND_GAP: Duration = Duration::from_millis(1);
+/// How long the news of a commit waits for an append; as in the core.
+pub(crate) const NEWS_DELAY: Duration = Duration::from_millis(1);
 
 pub(crate) struct Rng(pub(crate) u64);
 

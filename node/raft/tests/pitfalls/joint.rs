@@ -1,6 +1,6 @@
 //! Several members at once, by joint consensus (Raft thesis, section 4.3): P8 and P10 to P13 where two majorities count.
 
-use crate::kit::{Disk, ELECTION, HEARTBEAT, Net, id};
+use crate::kit::{Disk, ELECTION, HEARTBEAT, NEWS_DELAY, Net, id};
 use althing_raft::PROMOTE_LAG_MAX;
 use althing_raft::entry::{ConfigState, ConfigStep, Entry, JointTarget};
 use althing_raft::ids::{GroupId, Index, MemberId};
@@ -433,6 +433,7 @@ fn a_stand_that_the_leader_has_given_up_waiting_for_is_forgotten() {
         net.persist(id(3), usize::MAX);
         net.settle();
     }
+    net.run(NEWS_DELAY);
     let term = net.raft(2).view().soft.term;
     let told = Message {
         group: GroupId::FIRST_SHARD,

@@ -7,6 +7,7 @@ use althing_raft::entry::{ConfigStep, Entry, HardState};
 use althing_raft::ids::{Index, Now, Term};
 use althing_raft::io::{DropReason, Input, RequestId, Start};
 use althing_raft::message::Body;
+use althing_raft::roster::Footprint;
 use bytes::Bytes;
 
 #[test]
@@ -312,6 +313,7 @@ fn p27_bytes_under_way_to_a_silent_follower_are_bounded() {
         under_way(&net)
     );
     net.settle();
+    net.run(kit::NEWS_DELAY);
     assert_eq!(net.commands(2).len(), 100, "the other one is not held up");
     net.cut.clear();
     net.run(ELECTION);
@@ -351,4 +353,58 @@ fn p27_a_learner_catches_up_under_a_load_that_never_pauses() {
     }
     assert!(smallest < 10, "the learner never came closer than {smallest} entries");
     assert_eq!(net.leader(), Some(id(1)));
+}
+
+/// Delivers everything; says how many messages that were.
+fn delivered(net: &mut Net) -> usize {
+    let mut messages = 0;
+    while !net.mail.is_empty() {
+        net.deliver_one(0);
+        messages += 1;
+    }
+    messages
+}
+
+#[test]
+fn the_news_of_a_commit_travels_with_the_next_append_or_soon_by_itself_and_nobody_answers_it() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.run(kit::HEARTBEAT);
+    let commits = |net: &Net| [2, 3].map(|follower| net.raft(follower).view().commit);
+    for command in ["first", "second", "third"] {
+        let before = net.raft(1).view().commit;
+        net.propose(id(1), command);
+        assert_eq!(
+            delivered(&mut net),
+            4,
+            "the entry and its acknowledgement, for two followers"
+        );
+        assert_eq!(commits(&net), [before; 2], "as far as the entry before it");
+    }
+    net.now = net.now.after(kit::NEWS_DELAY);
+    net.step(id(1), Input::Tick);
+    assert_eq!(delivered(&mut net), 2);
+    assert_eq!(commits(&net), [net.raft(1).view().commit; 2]);
+    // Whose clients wait is told at once.
+    net.propose(id(2), "forwarded");
+    assert_eq!(delivered(&mut net), 1 + 4 + 2);
+    assert_eq!(commits(&net), [net.raft(1).view().commit; 2]);
+}
+
+#[test]
+fn a_follower_whose_reads_wait_for_a_commit_hears_of_it_at_once() {
+    let mut net = Net::new(3);
+    net.elect(1);
+    net.run(kit::HEARTBEAT);
+    net.propose(id(1), "news");
+    net.settle();
+    let commit = net.raft(1).view().commit;
+    assert!(net.raft(2).view().commit < commit);
+    net.step(id(2), Input::Read(vec![(RequestId(1), Footprint::All)]));
+    net.settle();
+    assert_eq!(net.nodes[&id(2)].reads, vec![(RequestId(1), commit)]);
+    assert_eq!(
+        [2, 3].map(|follower| net.raft(follower).view().commit),
+        [commit, commit.prev()]
+    );
 }

@@ -2,16 +2,12 @@
 
 use crate::help::message;
 use crate::kit;
-use crate::kit::{ELECTION, Net, id};
+use crate::kit::{ELECTION, Net, ROUND_GAP, id};
 use althing_raft::entry::ConfigStep;
 use althing_raft::ids::Index;
 use althing_raft::io::{DropReason, Input, RequestId, Role};
 use althing_raft::message::Body;
 use althing_raft::roster::Footprint;
-use std::time::Duration;
-
-/// As in the core.
-const ROUND_GAP: Duration = Duration::from_millis(1);
 
 #[test]
 fn p1_a_new_leader_answers_no_read_before_it_commits_in_its_term() {
@@ -282,7 +278,11 @@ fn a_round_asks_as_few_as_it_takes_the_quickest_first_and_everybody_when_they_ar
     assert_eq!(asked_by_heartbeat(&mut net), [2, 3, 4, 5]);
     confirm(&mut net, 3, 3);
     confirm(&mut net, 2, 3);
-    assert_eq!(net.nodes[&id(1)].reads.len(), 3, "a later round confirms the earlier ones");
+    assert_eq!(
+        net.nodes[&id(1)].reads.len(),
+        3,
+        "a later round confirms the earlier ones"
+    );
     // Nothing is left to ask about.
     net.now = net.now.after(ROUND_GAP);
     net.step(id(1), Input::Tick);
@@ -299,22 +299,4 @@ fn rounds_do_not_put_off_the_heartbeat_that_asks_stalled_followers_what_they_hav
     net.settle();
     assert_eq!(net.nodes[&id(1)].reads.len(), 1);
     assert_eq!(net.nodes[&id(1)].deadline, beat);
-}
-
-#[test]
-fn followers_hear_what_is_committed_without_having_to_answer() {
-    let mut net = Net::new(3);
-    net.elect(1);
-    net.run(kit::HEARTBEAT);
-    net.propose(id(1), "news");
-    let mut messages = 0;
-    while !net.mail.is_empty() {
-        net.deliver_one(0);
-        messages += 1;
-    }
-    assert_eq!(messages, 6, "to and from each follower: the entry, its acknowledgement, and the news");
-    let commit = net.raft(1).view().commit;
-    for follower in [2, 3] {
-        assert_eq!(net.raft(follower).view().commit, commit);
-    }
 }
