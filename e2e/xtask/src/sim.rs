@@ -23,6 +23,9 @@ pub(crate) struct Arguments {
     /// Simulated seconds of chaos in each run; drawn from the seed if not given.
     #[arg(long)]
     seconds: Option<u32>,
+    /// Break this rule on purpose, to see it noticed.
+    #[arg(long)]
+    mutant: Option<String>,
     /// Break each rule in turn instead, and print how many seeds it took to notice.
     #[arg(long)]
     mutants: bool,
@@ -45,7 +48,11 @@ pub(crate) fn run(arguments: &Arguments) -> Result<ExitCode> {
         ])
         .args(["--profile", &arguments.profile, "--seeds", &arguments.seeds.to_string()])
         .current_dir(paths::checkout());
-    for (name, value) in [("--seed", &arguments.seed), ("--base", &arguments.base)] {
+    for (name, value) in [
+        ("--seed", &arguments.seed),
+        ("--base", &arguments.base),
+        ("--mutant", &arguments.mutant),
+    ] {
         if let Some(value) = value {
             command.args([name, value]);
         }

@@ -97,6 +97,8 @@ marks! {
     NodeSilent,
     /// A node that was silent showed a sign of life.
     NodeReturned,
+    /// A node without a leader answered a sign of life of a node that it knows nothing of.
+    StrangerAnswered,
     /// A node that groups trusted in was started anew.
     NodeRestarted,
     /// The host holds a proposal again that the core did not take.

@@ -3,7 +3,7 @@
 mod kit;
 
 use althing_raft::entry::{ConfigStep, HardState, JointTarget, SnapshotMeta};
-use althing_raft::ids::{Index, LogPosition, MemberId, Now};
+use althing_raft::ids::{GroupId, Index, LogPosition, MemberId, Now, Term};
 use althing_raft::io::{RequestId, Role, Start};
 use althing_raft::message::{Body, Message};
 use althing_raft::roster::Footprint;
@@ -456,4 +456,29 @@ fn commands_that_nobody_could_read_do_not_enter_the_log() {
     };
     cluster.turn(leader, vec![Event::Messages(vec![message])]);
     assert_eq!(cluster.nodes[&leader].log.len(), before);
+}
+
+#[test]
+fn a_member_without_a_leader_answers_signs_of_life_of_nodes_that_it_knows_nothing_of() {
+    let mut cluster = Cluster::of(&[1, 2, 3]);
+    cluster.run(HEARTBEAT);
+    let (member, stranger) = (cluster.follower(), MemberId(9));
+    let sign = |from, to| Message {
+        group: GroupId::META,
+        from,
+        to,
+        term: Term::ZERO,
+        body: Body::Alive { boot: 1 },
+    };
+    let answers = |cluster: &mut Cluster| {
+        cluster.wire.clear();
+        cluster.turn(member, vec![Event::Messages(vec![sign(stranger, member)])]);
+        cluster.wire.iter().filter(|(_, to, _)| *to == stranger).count()
+    };
+    assert_eq!(answers(&mut cluster), 0, "it has a leader, and need not be found");
+    // The others exchange it for somebody, say, and it cannot hear of that.
+    cluster.cut = [1, 2, 3].map(MemberId).into();
+    cluster.run(ELECTION * 3);
+    assert_eq!(cluster.nodes[&member].host.view(GROUP).unwrap().raft.soft.leader, None);
+    assert_eq!(answers(&mut cluster), 1);
 }

@@ -3,6 +3,10 @@
 //! Groups that hibernate send nothing. In their place each node says to each neighbour, once a heartbeat, that it is there: one
 //! small message for a pair of nodes, whatever the number of groups. A neighbour that says nothing for an election timeout is silent, and
 //! one that was started anew leads nothing any more; both wake the groups that hibernate and trust in it, a bounded number at a time.
+//!
+//! Who is whose neighbour is what each knows of its groups' members, and that may be out of date: whoever missed a change of them may know
+//! none of those that it left in charge, who hear nothing of it then and sleep without it. So a node with a group that has no leader
+//! answers signs of life of nodes that it knows nothing of.
 
 use super::{Group, Host};
 use althing_raft::entry::ConfigState;
@@ -139,12 +143,33 @@ impl Host {
             Mark::NodeReturned.hit();
             self.tell_groups_of(message.from, News::Returned);
         }
-        if let Body::Alive { boot } = message.body
-            && self.neighbours.boots(message.from, boot)
-        {
-            Mark::NodeRestarted.hit();
-            self.tell_groups_of(message.from, News::Restarted);
+        if let Body::Alive { boot } = message.body {
+            if self.neighbours.boots(message.from, boot) {
+                Mark::NodeRestarted.hit();
+                self.tell_groups_of(message.from, News::Restarted);
+            }
+            // Without the condition, two nodes that no longer have a group in common could answer each other for ever.
+            if !self.neighbours.all.contains_key(&message.from) && self.misses_leader() {
+                Mark::StrangerAnswered.hit();
+                self.say_alive(message.from);
+            }
         }
+    }
+
+    fn misses_leader(&self) -> bool {
+        let mut softs = self.groups.values().map(|group| &group.soft);
+        softs.any(|soft| soft.role != Role::Leader && soft.leader.is_none())
+    }
+
+    fn say_alive(&mut self, to: MemberId) {
+        let boot = self.config.nonce.0;
+        self.turn.sends.entry(to).or_default().push(Message {
+            group: GroupId::META,
+            from: self.config.me,
+            to,
+            term: Term::ZERO,
+            body: Body::Alive { boot },
+        });
     }
 
     fn tell_groups_of(&mut self, peer: MemberId, news: News) {
@@ -182,15 +207,9 @@ impl Host {
                 self.tell_groups_of(peer, News::Silent);
             }
             self.neighbours.beat_at = now.after(self.config.heartbeat_interval);
-            let boot = self.config.nonce.0;
-            for peer in self.neighbours.all.keys() {
-                self.turn.sends.entry(*peer).or_default().push(Message {
-                    group: GroupId::META,
-                    from: self.config.me,
-                    to: *peer,
-                    term: Term::ZERO,
-                    body: Body::Alive { boot },
-                });
+            let neighbours: Vec<_> = self.neighbours.all.keys().copied().collect();
+            for peer in neighbours {
+                self.say_alive(peer);
             }
         }
         for _ in 0..WAKES_PER_TURN_MAX {
