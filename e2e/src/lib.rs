@@ -25,6 +25,7 @@ pub mod machine;
 pub mod observability;
 pub mod parts;
 pub mod paths;
+mod preload;
 pub mod process;
 pub mod progress;
 #[cfg(feature = "observability")]

@@ -3,12 +3,11 @@
 //! libfaketime, the usual tool, scales what a process reads but not the moments until which it waits: the standard library hands those
 //! to futex(2) directly, and after a minute at 1 % every wait would be off by more than half a second.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::command::run;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::preload;
 
 const SOURCE: &str = include_str!("clock.c");
 
@@ -24,16 +23,9 @@ impl SkewedClock {
     /// # Errors
     /// If there is no C compiler.
     pub(super) fn compile(folder: &Path) -> Result<Self> {
-        let (source, library) = (folder.join("clock.c"), folder.join("clock.so"));
-        fs::write(&source, SOURCE).map_err(Error::io("write", &source))?;
-        let mut compiler = Command::new("cc");
-        compiler
-            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
-            .arg(&library)
-            .arg(&source)
-            .arg("-ldl");
-        run(&mut compiler)?;
-        Ok(Self { library })
+        Ok(Self {
+            library: preload::compile(folder, "clock", SOURCE)?,
+        })
     }
 
     /// Has the program that `command` starts live at this rate.
@@ -58,6 +50,7 @@ mod tests {
     use std::time::{Duration, Instant};
 
     use super::*;
+    use crate::command::run;
 
     /// Not a test of its own: what the one below runs in a process with another clock.
     #[test]

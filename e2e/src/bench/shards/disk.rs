@@ -2,13 +2,12 @@
 //!
 //! A device-mapper target with a delay would do it for the kernel's own writes too, and needs root and a volume of its own.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use crate::command::run;
-use crate::error::{Error, Result};
+use crate::error::Result;
+use crate::preload;
 
 const SOURCE: &str = include_str!("disk.c");
 
@@ -25,16 +24,10 @@ impl SlowDisk {
     /// # Errors
     /// If there is no C compiler.
     pub(in crate::bench) fn compile(folder: &Path, delay: Duration) -> Result<Self> {
-        let (source, library) = (folder.join("disk.c"), folder.join("disk.so"));
-        fs::write(&source, SOURCE).map_err(Error::io("write", &source))?;
-        let mut compiler = Command::new("cc");
-        compiler
-            .args(["-shared", "-fPIC", "-O2", "-Wall", "-Werror", "-o"])
-            .arg(&library)
-            .arg(&source)
-            .arg("-ldl");
-        run(&mut compiler)?;
-        Ok(Self { library, delay })
+        Ok(Self {
+            library: preload::compile(folder, "disk", SOURCE)?,
+            delay,
+        })
     }
 
     /// Has the program that `command` starts, and those that this starts, wait longer for the disk.
@@ -50,6 +43,7 @@ mod tests {
     use std::time::Instant;
 
     use super::*;
+    use crate::command::run;
 
     /// Not a test of its own: what the one below runs in a process with a slow disk.
     #[test]
