@@ -16,6 +16,7 @@ use super::shards::SlowDisk;
 use super::usage::{self, Usage};
 use crate::command::{run, tail, wait_until};
 use crate::error::{Error, Result};
+use crate::parts::Parts;
 
 /// Members of each system.
 pub(super) const MEMBERS: usize = 3;
@@ -28,11 +29,23 @@ const CLUSTER: &str = "00000000000000be";
 
 /// Programs that are started.
 pub(super) struct Programs {
-    pub(super) etcd: PathBuf,
+    etcd: PathBuf,
     pub(super) etcdctl: PathBuf,
-    pub(super) althing: PathBuf,
+    althing: PathBuf,
     /// What members of ours have for a disk, if not the machine's.
-    pub(super) disk: Option<SlowDisk>,
+    disk: Option<SlowDisk>,
+}
+
+impl Programs {
+    /// etcd's from its parts, also where only ours is measured: its `etcdctl` tells when a member serves.
+    pub(super) fn new(etcd: &Parts, althing: &Path, disk: Option<SlowDisk>) -> Self {
+        Self {
+            etcd: etcd.path("etcd"),
+            etcdctl: etcd.path("etcdctl"),
+            althing: althing.to_owned(),
+            disk,
+        }
+    }
 }
 
 struct Member {

@@ -64,12 +64,7 @@ const BENCHMARK: &str = "benchmark";
 /// If a part cannot be built, a member does not start, or requests fail.
 pub fn etcd(options: &Options) -> Result<Report> {
     let (etcd, benchmark) = (Parts::build_family(ETCD)?, Parts::build_family(BENCHMARK)?);
-    let programs = Programs {
-        etcd: etcd.path("etcd"),
-        etcdctl: etcd.path("etcdctl"),
-        althing: options.node.clone(),
-        disk: None,
-    };
+    let programs = Programs::new(&etcd, &options.node, None);
     let folder = Folder::create()?;
     let filesystem = filesystem(&folder.0)?;
     let step = Step::begin(format!("starting {MEMBERS} members of each system on {filesystem}"));

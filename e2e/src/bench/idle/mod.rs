@@ -64,12 +64,7 @@ const KEY_SPACE: u32 = 100_000_000;
 /// If a part cannot be built, a member does not start, or shards are not made or do not fall asleep in time.
 pub fn idle(options: &Options) -> Result<Report> {
     let (etcd, benchmark) = (Parts::build_family(ETCD)?, Parts::build_family(BENCHMARK)?);
-    let programs = Programs {
-        etcd: etcd.path("etcd"),
-        etcdctl: etcd.path("etcdctl"),
-        althing: options.node.clone(),
-        disk: None,
-    };
+    let programs = Programs::new(&etcd, &options.node, None);
     let folder = Folder::create()?;
     let filesystem = filesystem(&folder.0)?;
     let step = Step::begin(format!("starting {MEMBERS} members on {filesystem}"));

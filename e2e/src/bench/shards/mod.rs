@@ -61,14 +61,12 @@ pub fn shards(options: &Options) -> Result<Report> {
     let filesystem = filesystem(&folder.0)?;
     let slow = SlowDisk::compile(&folder.0, options.delay)?;
     let bench = Bench {
-        programs: |disk| Programs {
-            etcd: etcd.path("etcd"),
-            etcdctl: etcd.path("etcdctl"),
-            althing: options.node.clone(),
-            disk: match disk {
+        programs: |disk| {
+            let disk = match disk {
                 Disk::AsIs => None,
                 Disk::Slow => Some(slow.clone()),
-            },
+            };
+            Programs::new(&etcd, &options.node, disk)
         },
         tool: benchmark.path("benchmark"),
         folder: &folder.0,
