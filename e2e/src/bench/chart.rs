@@ -2,9 +2,9 @@
 
 use std::fmt::Write;
 
+use super::picture::{WIDTH, begin, end, escape, short, thousands};
 use super::report::{Figures, Line, Report};
 
-const WIDTH: f64 = 860.0;
 /// Where bars begin, and the longest bar.
 const LEFT: f64 = 190.0;
 const BAR_MAX: f64 = 370.0;
@@ -18,19 +18,20 @@ const ALTHING: &str = "#2f7de1";
 /// The whole picture.
 pub fn svg(report: &Report) -> String {
     let height = HEAD + ROW * report.lines.len() as f64 + 40.0;
-    let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">
-<style>svg {{ color: #222; background: #fff }} @media (prefers-color-scheme: dark) {{ svg {{ color: #ddd; background: #111 }} }}</style>
-<title>Althing and etcd, requests a second</title>
-<text x="16" y="26" font-size="17" font-weight="600">Requests a second, {members} members each, fsync on</text>
-<rect x="{LEFT}" y="38" width="12" height="12" fill="{ETCD}"/><text x="{etcd_at}" y="48">etcd {etcd}</text>
-<rect x="{althing_box}" y="38" width="12" height="12" fill="{ALTHING}"/><text x="{althing_at}" y="48">Althing {althing}</text>
-"#,
-        members = report.setting.members,
-        etcd = escape(report.setting.etcd),
-        althing = match report.setting.shards {
-            1 => escape(report.setting.althing),
-            shards => format!("{}, {shards} shards", escape(report.setting.althing)),
+    let setting = &report.setting;
+    let mut out = begin(
+        height,
+        "Althing and etcd, requests a second",
+        &format!("Requests a second, {} members each, fsync on", setting.members),
+    );
+    let _ = writeln!(
+        out,
+        r#"<rect x="{LEFT}" y="38" width="12" height="12" fill="{ETCD}"/><text x="{etcd_at}" y="48">etcd {etcd}</text>
+<rect x="{althing_box}" y="38" width="12" height="12" fill="{ALTHING}"/><text x="{althing_at}" y="48">Althing {althing}</text>"#,
+        etcd = escape(setting.etcd),
+        althing = match setting.shards {
+            1 => escape(setting.althing),
+            shards => format!("{}, {shards} shards", escape(setting.althing)),
         },
         etcd_at = LEFT + 18.0,
         althing_box = LEFT + 110.0,
@@ -41,18 +42,15 @@ pub fn svg(report: &Report) -> String {
         row(&mut out, line, top);
         top += ROW;
     }
-    let setting = &report.setting;
-    let _ = writeln!(
-        out,
-        r#"<text x="16" y="{y}" font-size="11" opacity="0.75">{cores} cores shared by six members and the load generator; {fs}; {key} B keys, {value} B values; medians of {rounds} interleaved rounds. CPU: all members, for one request.</text>
-</svg>"#,
-        y = top + 20.0,
+    let note = format!(
+        "{cores} cores shared by six members and the load generator; {fs}; {key} B keys, {value} B values; medians of {rounds} interleaved rounds. CPU: all members, for one request.",
         cores = setting.cores,
-        fs = escape(&setting.filesystem),
+        fs = setting.filesystem,
         key = setting.key_bytes,
         value = setting.value_bytes,
         rounds = setting.rounds,
     );
+    end(&mut out, top + 20.0, &[note]);
     out
 }
 
@@ -91,34 +89,6 @@ fn row(out: &mut String, line: &Line, top: f64) {
     );
 }
 
-/// `12345.6` as `12 346`.
-pub(super) fn thousands(value: f64) -> String {
-    let digits = format!("{value:.0}");
-    let mut out = String::new();
-    for (at, digit) in digits.chars().enumerate() {
-        if at > 0 && (digits.len() - at).is_multiple_of(3) {
-            out.push(' ');
-        }
-        out.push(digit);
-    }
-    out
-}
-
-/// Three digits that matter.
-pub(super) fn short(value: f64) -> String {
-    if value >= 100.0 {
-        format!("{value:.0}")
-    } else if value >= 10.0 {
-        format!("{value:.1}")
-    } else {
-        format!("{value:.2}")
-    }
-}
-
-pub(super) fn escape(text: &str) -> String {
-    text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;")
-}
-
 #[cfg(test)]
 mod tests {
     use super::super::report::tests::{CASE, sample, setting};
@@ -137,12 +107,5 @@ mod tests {
             "{picture}"
         );
         assert!(picture.contains("20 000") && picture.contains("2.0x"), "{picture}");
-    }
-
-    #[test]
-    fn figures_are_short_and_texts_are_escaped() {
-        assert_eq!([thousands(999.4), thousands(1_234_567.0)], ["999", "1 234 567"]);
-        assert_eq!([short(123.4), short(12.34), short(1.234)], ["123", "12.3", "1.23"]);
-        assert_eq!(escape("a<b&c"), "a&lt;b&amp;c");
     }
 }

@@ -6,12 +6,13 @@
 //!
 //! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way.
 //!
-//! [`plan`], [`tool`], [`scrape`], [`report`] and [`chart`] are pure; [`usage`], `cluster` and this module touch the machine.
+//! [`plan`], [`tool`], [`scrape`], [`report`], [`chart`] and `picture` are pure; [`usage`], `cluster` and this module touch the machine.
 
 pub mod chart;
 mod cluster;
 mod http;
 pub mod idle;
+mod picture;
 pub mod plan;
 #[cfg(feature = "workload")]
 pub mod reads;

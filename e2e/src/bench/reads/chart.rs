@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use super::super::chart::{escape, short};
+use super::super::picture::{begin, end, escape, short};
 use super::report::{ModeLine, Report};
 
-const WIDTH: f64 = 860.0;
 /// Where bars begin, and the longest bar.
 const LEFT: f64 = 150.0;
 const BAR_MAX: f64 = 480.0;
@@ -21,12 +20,10 @@ const SLIVER: f64 = 1.0;
 pub fn svg(report: &Report) -> String {
     let sites = &report.setting.distances.sites;
     let height = HEAD + ROW * (sites.len() + 1) as f64 + 62.0;
-    let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">
-<style>svg {{ color: #222; background: #fff }} @media (prefers-color-scheme: dark) {{ svg {{ color: #ddd; background: #111 }} }}</style>
-<title>Linearizable reads at five sites, mean latency</title>
-<text x="16" y="26" font-size="17" font-weight="600">Linearizable reads at five sites, mean latency in ms</text>
-"#
+    let mut out = begin(
+        height,
+        "Linearizable reads at five sites, mean latency",
+        "Linearizable reads at five sites, mean latency in ms",
     );
     for (at, (line, colour)) in report.modes.iter().zip(COLOURS).enumerate() {
         let x = LEFT + 130.0 * at as f64;
@@ -56,22 +53,19 @@ pub fn svg(report: &Report) -> String {
     let note = format!("{:.1}x and {:.0}x faster", report.faster, report.faster_own_keys);
     row(&mut out, "All sites", &note, &means(None), longest, top);
     let setting = &report.setting;
-    let _ = writeln!(
-        out,
-        r#"<text x="16" y="{y}" font-size="11" opacity="0.75">Round trips of {source}.</text>
-<text x="16" y="{below}" font-size="11" opacity="0.75">Roster leases: revisions as in etcd, a read waits for every write under way; own keys: it waits for writes of its key only.</text>
-<text x="16" y="{last}" font-size="11" opacity="0.75">Five members on {cores} cores, {fs}, fsync on; {clients} clients at each site ask the member there; {writes} % writes; {keys} keys.</text>
-</svg>"#,
-        y = top + ROW + 8.0,
-        below = top + ROW + 24.0,
-        last = top + ROW + 40.0,
-        source = escape(setting.distances.source),
-        cores = setting.cores,
-        fs = escape(&setting.filesystem),
-        clients = setting.clients_per_site,
-        writes = f64::from(setting.writes_per_mille) / 10.0,
-        keys = setting.keys,
-    );
+    let notes = [
+        format!("Round trips of {}.", setting.distances.source),
+        "Roster leases: revisions as in etcd, a read waits for every write under way; own keys: it waits for writes of its key only.".to_owned(),
+        format!(
+            "Five members on {cores} cores, {fs}, fsync on; {clients} clients at each site ask the member there; {writes} % writes; {keys} keys.",
+            cores = setting.cores,
+            fs = setting.filesystem,
+            clients = setting.clients_per_site,
+            writes = f64::from(setting.writes_per_mille) / 10.0,
+            keys = setting.keys,
+        ),
+    ];
+    end(&mut out, top + ROW + 8.0, &notes);
     out
 }
 

@@ -2,10 +2,9 @@
 
 use std::fmt::Write;
 
-use super::super::chart::{escape, short, thousands};
+use super::super::picture::{begin, end, short, thousands};
 use super::report::{Disk, Line, Report};
 
-const WIDTH: f64 = 860.0;
 /// Where bars begin, and the longest bar.
 const LEFT: f64 = 110.0;
 const BAR_MAX: f64 = 400.0;
@@ -29,14 +28,13 @@ pub fn svg(report: &Report) -> String {
     let shown = disks.iter().filter(|lines| !lines.is_empty()).count() as f64;
     let height = HEAD + shown * TITLE + ROW * report.lines.len() as f64 + 40.0;
     let setting = &report.setting;
-    let mut out = format!(
-        r#"<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {height}" font-family="system-ui, sans-serif" font-size="13" fill="currentColor">
-<style>svg {{ color: #222; background: #fff }} @media (prefers-color-scheme: dark) {{ svg {{ color: #ddd; background: #111 }} }}</style>
-<title>Puts a second against the number of shards</title>
-<text x="16" y="26" font-size="17" font-weight="600">Puts a second by shards, {members} members, {clients} clients</text>
-"#,
-        members = setting.members,
-        clients = setting.clients,
+    let mut out = begin(
+        height,
+        "Puts a second against the number of shards",
+        &format!(
+            "Puts a second by shards, {} members, {} clients",
+            setting.members, setting.clients
+        ),
     );
     let longest = report
         .lines
@@ -63,17 +61,15 @@ pub fn svg(report: &Report) -> String {
             top += ROW;
         }
     }
-    let _ = writeln!(
-        out,
-        r#"<text x="16" y="{y}" font-size="11" opacity="0.75">{cores} cores shared by all members and the load generator; {fs}; {key} B keys, {value} B values; medians of {rounds} interleaved rounds. CPU: all members, for one put.</text>
-</svg>"#,
-        y = top + 20.0,
+    let note = format!(
+        "{cores} cores shared by all members and the load generator; {fs}; {key} B keys, {value} B values; medians of {rounds} interleaved rounds. CPU: all members, for one put.",
         cores = setting.cores,
-        fs = escape(&setting.filesystem),
+        fs = setting.filesystem,
         key = setting.key_bytes,
         value = setting.value_bytes,
         rounds = setting.rounds,
     );
+    end(&mut out, top + 20.0, &[note]);
     out
 }
 
