@@ -6,6 +6,7 @@ mod shards;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::str::FromStr;
 
 use althing_e2e::bench::plan::{Kind, SHARDS_MAX};
 use althing_e2e::bench::report::{Figures, Goal, Line, Report};
@@ -109,17 +110,11 @@ fn reads(args: Reads) -> Result<()> {
 }
 
 fn etcd(args: Etcd) -> Result<()> {
-    let kinds = args
-        .cases
-        .iter()
-        .map(|name| name.parse().map_err(|what: String| Error::refused(what, "see --help")))
-        .collect::<Result<_>>()?;
-    if args.rounds == 0 || args.clients.contains(&0) || args.seconds.is_nan() || args.seconds <= 0.0 {
-        return Err(Error::refused(
-            "rounds, clients and seconds must be above 0",
-            "see --help",
-        ));
-    }
+    let kinds = parse_names(&args.cases)?;
+    must_be_above_zero(
+        "rounds, clients and seconds",
+        args.rounds > 0 && !args.clients.contains(&0) && args.seconds > 0.0,
+    )?;
     let node = args.node.map_or_else(build_node, Ok)?;
     let report = bench::etcd(&Options {
         rounds: args.rounds,
@@ -146,6 +141,20 @@ fn etcd(args: Etcd) -> Result<()> {
     }
     println!("{name}.json and {name}.svg are in {}", out.display());
     Ok(())
+}
+
+/// Cases or disks; a wrong name is answered with the right ones.
+fn parse_names<T: FromStr<Err = String>>(names: &[String]) -> Result<Vec<T>> {
+    let parse = |name: &String| name.parse().map_err(|what: String| Error::refused(what, "see --help"));
+    names.iter().map(parse).collect()
+}
+
+/// Refuses what would measure nothing; `numbers` names the flags, and `they_are` tells whether all of them are above 0.
+fn must_be_above_zero(numbers: &str, they_are: bool) -> Result<()> {
+    if they_are {
+        return Ok(());
+    }
+    Err(Error::refused(format!("{numbers} must be above 0"), "see --help"))
 }
 
 /// Where figures go, made if it is not there.

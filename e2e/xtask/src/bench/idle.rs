@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
+use althing_e2e::Result;
 use althing_e2e::bench::idle::report::{Latency, Report};
 use althing_e2e::bench::idle::{self, Options, SHARDS_MAX};
-use althing_e2e::{Error, Result};
 use comfy_table::Table;
 
-use super::{build_node, figures_table, goal_text, out_folder, write_json};
+use super::{build_node, figures_table, goal_text, must_be_above_zero, out_folder, write_json};
 
 /// Threads that are shown: the rest uses next to nothing.
 const THREADS_SHOWN: usize = 4;
@@ -32,9 +32,7 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    if args.rounds == 0 || args.seconds == 0 {
-        return Err(Error::refused("rounds and seconds must be above 0", "see --help"));
-    }
+    must_be_above_zero("rounds and seconds", args.rounds > 0 && args.seconds > 0)?;
     let report = idle::idle(&Options {
         shards: args.shards,
         seconds: args.seconds,

@@ -3,13 +3,13 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use althing_e2e::Result;
 use althing_e2e::bench::plan::SHARDS_MAX;
 use althing_e2e::bench::shards::report::{Disk, Line, Report, Role, ShardLine};
 use althing_e2e::bench::shards::{self, Options, chart};
-use althing_e2e::{Error, Result};
 use comfy_table::Table;
 
-use super::{build_node, figures_table, out_folder, write, write_json};
+use super::{build_node, figures_table, must_be_above_zero, out_folder, parse_names, write, write_json};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -41,17 +41,13 @@ pub(crate) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Result<()> {
-    if args.rounds == 0 || args.clients == 0 || args.seconds.is_nan() || args.seconds <= 0.0 {
-        return Err(Error::refused(
-            "rounds, clients and seconds must be above 0",
-            "see --help",
-        ));
-    }
-    let disks = args.disks.iter();
-    let disks = disks.map(|name| name.parse().map_err(|what: String| Error::refused(what, "see --help")));
+    must_be_above_zero(
+        "rounds, clients and seconds",
+        args.rounds > 0 && args.clients > 0 && args.seconds > 0.0,
+    )?;
     let report = shards::shards(&Options {
         shards: args.shards,
-        disks: disks.collect::<Result<_>>()?,
+        disks: parse_names(&args.disks)?,
         delay: Duration::from_millis(args.delay_ms),
         rounds: args.rounds,
         seconds: args.seconds,
