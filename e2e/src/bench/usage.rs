@@ -114,10 +114,10 @@ fn kind(name: &str) -> &str {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
 
-    fn thread(name: &str, cpu: f64, sleeps: u64) -> Thread {
+    pub(crate) fn thread(name: &str, cpu: f64, sleeps: u64) -> Thread {
         Thread {
             name: name.to_owned(),
             cpu,
@@ -149,11 +149,7 @@ mod tests {
     #[test]
     fn a_threads_time_is_in_nanoseconds_and_only_sleeps_of_its_own_count() {
         let status = "Name:\tnet-0\nvoluntary_ctxt_switches:\t30\nnonvoluntary_ctxt_switches:\t4\n";
-        let thread = Thread {
-            name: "net-0".to_owned(),
-            cpu: 1.5,
-            sleeps: 30,
-        };
+        let thread = thread("net-0", 1.5, 30);
         assert_eq!(parse_thread("net-0\n", "1500000000 77 34\n", status), Some(thread));
     }
 

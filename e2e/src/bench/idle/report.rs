@@ -209,14 +209,7 @@ impl Report {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    fn thread(name: &str, cpu: f64, sleeps: u64) -> Thread {
-        Thread {
-            name: name.to_owned(),
-            cpu,
-            sleeps,
-        }
-    }
+    use crate::bench::usage::tests::thread;
 
     fn stage(cpu: [f64; 3], mib: u64) -> Stage {
         let window = |factor: f64| Window {

@@ -250,6 +250,7 @@ fn shard_line(sample: &ShardSample, members: usize) -> ShardLine {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::bench::usage::tests::thread;
 
     pub(crate) fn report() -> Report {
         let setting = Setting {
@@ -288,13 +289,7 @@ pub(super) mod tests {
             threads: ["net", "wal"]
                 .map(|name| {
                     let cpu = if name == "net" { 0.04 } else { 0.000_1 };
-                    (
-                        name.to_owned(),
-                        Thread {
-                            cpu,
-                            ..Thread::default()
-                        },
-                    )
+                    (name.to_owned(), thread("", cpu, 0))
                 })
                 .into(),
             shards: vec![ShardSample {
