@@ -1,7 +1,7 @@
 //! Tests of Althing against real processes and a real Kubernetes, and what they stand on: a bed ([`bed`]) that boots
 //! Kubernetes on one machine from pinned parts ([`parts`]), images without a Docker daemon ([`image`]), faults
 //! ([`bed::faults`]) and clients whose history is judged (`workload`).
-//! `chaos` needs no Kubernetes: real members on loopback under faults; nor does [`bench`], which compares speeds with etcd.
+//! `chaos` needs no Kubernetes: real members on loopback under faults; nor does [`mod@bench`], which compares speeds with etcd.
 //!
 //! All of it is shell: it reads clocks, waits and starts processes. It is not part of any program that is shipped, and
 //! knows nothing about how Althing works inside.
