@@ -192,15 +192,7 @@ impl Cluster {
         limit: Duration,
         progress: impl Fn(u64),
     ) -> Result<()> {
-        let mapped = wait_until(
-            "there is a shard map",
-            READY_LIMIT,
-            || match self.layout()?["version"].as_u64() {
-                Some(version) if version > 0 => Ok(()),
-                version => Err(format!("version {version:?}")),
-            },
-        );
-        mapped.map_err(|error| self.blame(error))?;
+        self.mapped()?;
         let path = format!("/v1/keyspaces/{keyspace}");
         let taken = wait_until("the leader takes the layout", READY_LIMIT, || {
             let asked = self
@@ -234,6 +226,19 @@ impl Cluster {
         cut.map_err(|error| self.blame(error))
     }
 
+    /// Waits until there is a shard map.
+    fn mapped(&self) -> Result<()> {
+        let mapped = wait_until(
+            "there is a shard map",
+            READY_LIMIT,
+            || match self.layout()?["version"].as_u64() {
+                Some(version) if version > 0 => Ok(()),
+                version => Err(format!("version {version:?}")),
+            },
+        );
+        mapped.map_err(|error| self.blame(error))
+    }
+
     /// The shard map with what the first member sees of it.
     fn layout(&self) -> std::result::Result<Value, String> {
         let answer = call("GET", self.members[0].admin, "/v1/layout", "")?;
@@ -249,6 +254,33 @@ impl Cluster {
             .flatten()
             .map(|shard| shard["id"].to_string())
             .collect())
+    }
+
+    /// Has the default keyspace's shards of ours read in a mode, and waits until their leaders do.
+    pub(super) fn read_by(&self, mode: &str) -> Result<()> {
+        self.mapped()?;
+        for shard in self.data_shards()? {
+            let path = format!("/v1/shards/{shard}/reads");
+            let done = wait_until(&format!("shard {shard} is read by {mode}"), READY_LIMIT, || {
+                let members = self.members.iter();
+                let leader = members
+                    .map(|member| member.admin)
+                    .find_map(|admin| Some((admin, shard_at_leader(admin, &shard)?)));
+                let (admin, seen) = leader.ok_or("it has no leader")?;
+                let reads = &seen["reads"];
+                if reads["mode"] != mode {
+                    call("PUT", admin, &path, &json!({"mode": mode}).to_string())?;
+                    return Err(format!("its reads are {reads}"));
+                }
+                if mode == "ReadIndex" || reads["local"] == true {
+                    Ok(())
+                } else {
+                    Err(format!("its reads are {reads}"))
+                }
+            });
+            done.map_err(|error| self.blame(error))?;
+        }
+        Ok(())
     }
 
     /// What each member of ours has counted.
@@ -271,6 +303,15 @@ impl Cluster {
             "read the members' logs above",
         )
     }
+}
+
+/// What a member says of a shard that it leads.
+fn shard_at_leader(admin: SocketAddr, shard: &str) -> Option<Value> {
+    let answer = call("GET", admin, "/v1/shards", "").ok()?;
+    let all: Value = serde_json::from_str(&answer).ok()?;
+    let mut shards = all["shards"].as_array()?.iter();
+    let seen = shards.find(|seen| seen["id"].as_u64().is_some_and(|id| shard.parse() == Ok(id)))?;
+    (seen["role"] == "Leader").then(|| seen.clone())
 }
 
 fn parse(answer: &str) -> Result<Value> {

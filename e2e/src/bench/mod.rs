@@ -93,6 +93,10 @@ pub fn etcd(options: &Options) -> Result<Report> {
         let step = Step::begin(format!("{} with {} client(s)", case.kind.name(), case.clients));
         let mut totals = Vec::new();
         for (system, cluster) in &clusters {
+            match system {
+                System::Etcd => {}
+                System::Althing => cluster.read_by(case.kind.read_mode())?,
+            }
             step.note(format!("how fast is {}?", system.name()));
             let first = measure(&tool, case, *system, cluster, case.first_total())?;
             totals.push(case.total(first.run.rate, options.seconds));

@@ -22,6 +22,9 @@ pub enum Kind {
     Put,
     /// Reads one key; sees every acknowledged write.
     RangeLinearizable,
+    /// The same, while our shards are read by leader leases: what a linearizable range costs where clocks are trusted. etcd has nothing that
+    /// compares, so it answers as ever.
+    RangeLeaderLease,
     /// Reads one key of the member that is asked.
     RangeSerializable,
     /// A transaction that writes one key.
@@ -30,9 +33,10 @@ pub enum Kind {
 
 impl Kind {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 4] = [
+    pub const ALL: [Self; 5] = [
         Self::Put,
         Self::RangeLinearizable,
+        Self::RangeLeaderLease,
         Self::RangeSerializable,
         Self::TxnPut,
     ];
@@ -42,6 +46,7 @@ impl Kind {
         match self {
             Self::Put => "put",
             Self::RangeLinearizable => "range-linearizable",
+            Self::RangeLeaderLease => "range-leader-lease",
             Self::RangeSerializable => "range-serializable",
             Self::TxnPut => "txn-put",
         }
@@ -50,8 +55,16 @@ impl Kind {
     /// Whether design's goals speak of it.
     pub const fn has_goals(self) -> bool {
         match self {
-            Self::Put | Self::RangeLinearizable => true,
+            Self::Put | Self::RangeLinearizable | Self::RangeLeaderLease => true,
             Self::RangeSerializable | Self::TxnPut => false,
+        }
+    }
+
+    /// How our shards are read meanwhile, as the admin API calls it.
+    pub const fn read_mode(self) -> &'static str {
+        match self {
+            Self::RangeLeaderLease => "LeaderLease",
+            Self::Put | Self::RangeLinearizable | Self::RangeSerializable | Self::TxnPut => "ReadIndex",
         }
     }
 }
@@ -101,7 +114,9 @@ impl Case {
         let mut arguments: Vec<String> = match self.kind {
             Kind::Put => vec!["put".to_owned(), "--sequential-keys".to_owned(), key, value, space],
             Kind::TxnPut => vec!["txn-put".to_owned(), "--txn-ops=1".to_owned(), key, value, space],
-            Kind::RangeLinearizable => vec!["range".to_owned(), RANGE_KEY.to_owned(), "--consistency=l".to_owned()],
+            Kind::RangeLinearizable | Kind::RangeLeaderLease => {
+                vec!["range".to_owned(), RANGE_KEY.to_owned(), "--consistency=l".to_owned()]
+            }
             Kind::RangeSerializable => vec!["range".to_owned(), RANGE_KEY.to_owned(), "--consistency=s".to_owned()],
         };
         arguments.extend([

@@ -16,7 +16,7 @@ const SEEDS: u64 = 2_000;
 const RARE: [(&str, u64, u64); 4] = [
     ("commit-is-kept-secret", 0x91a5_72af_9e77_d5b9, 6_907),
     ("count-learners", 0x8e2e_61e9_8d6a_850d, 1_919),
-    ("count-learners", 0xf457_0af7_29b7_e585, 5_000),
+    ("count-learners", 0xf457_0af7_29b7_e585, 5_601),
     ("skip-incarnation", 0x2f3c_8eda_7069_412f, 574),
 ];
 
