@@ -3,6 +3,7 @@
 //! Messages go into the socket at once, on the host's own turn, for as long as it takes them; only what it does not take waits for the
 //! stream's task. So followers have a leader's entries before its own log is asked to write them, and a message costs no task's turn.
 
+use crate::inbox::Refused;
 use crate::metrics::{Metrics, Peer};
 use althing_raft::ids::MemberId;
 use althing_raft::message::Message;
@@ -26,10 +27,6 @@ enum Parcel {
     /// What the socket did not take of a turn that it had begun to take: goes before anything else.
     Rest(Vec<Bytes>),
 }
-
-/// More waits than may.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(crate) struct Refused;
 
 /// Where messages go in.
 pub(crate) struct Lane {
