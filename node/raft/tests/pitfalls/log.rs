@@ -355,16 +355,6 @@ fn p27_a_learner_catches_up_under_a_load_that_never_pauses() {
     assert_eq!(net.leader(), Some(id(1)));
 }
 
-/// Delivers everything; says how many messages that were.
-fn delivered(net: &mut Net) -> usize {
-    let mut messages = 0;
-    while !net.mail.is_empty() {
-        net.deliver_one(0);
-        messages += 1;
-    }
-    messages
-}
-
 #[test]
 fn the_news_of_a_commit_travels_with_the_next_append_or_soon_by_itself_and_nobody_answers_it() {
     let mut net = Net::new(3);
@@ -374,20 +364,16 @@ fn the_news_of_a_commit_travels_with_the_next_append_or_soon_by_itself_and_nobod
     for command in ["first", "second", "third"] {
         let before = net.raft(1).view().commit;
         net.propose(id(1), command);
-        assert_eq!(
-            delivered(&mut net),
-            4,
-            "the entry and its acknowledgement, for two followers"
-        );
+        assert_eq!(net.settle(), 4, "the entry and its acknowledgement, for two followers");
         assert_eq!(commits(&net), [before; 2], "as far as the entry before it");
     }
     net.now = net.now.after(kit::NEWS_DELAY);
     net.step(id(1), Input::Tick);
-    assert_eq!(delivered(&mut net), 2);
+    assert_eq!(net.settle(), 2);
     assert_eq!(commits(&net), [net.raft(1).view().commit; 2]);
     // Whose clients wait is told at once.
     net.propose(id(2), "forwarded");
-    assert_eq!(delivered(&mut net), 1 + 4 + 2);
+    assert_eq!(net.settle(), 1 + 4 + 2);
     assert_eq!(commits(&net), [net.raft(1).view().commit; 2]);
 }
 
