@@ -14,11 +14,15 @@ use althing_raft::ids::{GroupId, MemberId, Now, Term};
 use althing_raft::io::{Input, Role};
 use althing_raft::mark::Mark;
 use althing_raft::message::{Body, Message};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// Groups that one turn wakes because of a node: a few milliseconds' work, then everybody else has a turn.
 pub const WAKES_PER_TURN_MAX: usize = 1_024;
+
+/// Nodes unknown here that one beat answers: more than a cluster has members who could wait for this node, and who is not answered now
+/// is heard of again a beat later.
+const STRANGERS_PER_BEAT_MAX: usize = 64;
 
 /// Another node.
 struct Neighbour {
@@ -49,6 +53,9 @@ struct Wake {
 /// All other nodes that matter here.
 pub(super) struct Neighbours {
     all: BTreeMap<MemberId, Neighbour>,
+    /// Others who said since the last beat that they are there. Answered with the next one and not at once: two nodes who both
+    /// miss a leader, and know nothing of each other, would answer each other's answers as fast as the network carries them.
+    strangers: BTreeSet<MemberId>,
     /// When to say again that this node is there.
     beat_at: Now,
     wakes: VecDeque<Wake>,
@@ -58,6 +65,7 @@ impl Neighbours {
     pub(super) fn new() -> Self {
         Self {
             all: BTreeMap::new(),
+            strangers: BTreeSet::new(),
             beat_at: Now::default(),
             wakes: VecDeque::new(),
         }
@@ -68,7 +76,12 @@ impl Neighbours {
         if !self.wakes.is_empty() {
             return Some(Now::default());
         }
-        (!self.all.is_empty()).then_some(self.beat_at)
+        self.beats().then_some(self.beat_at)
+    }
+
+    /// Whether there is anybody to speak to.
+    fn beats(&self) -> bool {
+        !self.all.is_empty() || !self.strangers.is_empty()
     }
 
     /// Whether nothing had been heard of it for long.
@@ -148,10 +161,9 @@ impl Host {
                 Mark::NodeRestarted.hit();
                 self.tell_groups_of(message.from, News::Restarted);
             }
-            // Without the condition, two nodes that no longer have a group in common could answer each other for ever.
-            if !self.neighbours.all.contains_key(&message.from) && self.misses_leader() {
-                Mark::StrangerAnswered.hit();
-                self.say_alive(message.from);
+            let stranger = !self.neighbours.all.contains_key(&message.from);
+            if stranger && self.neighbours.strangers.len() < STRANGERS_PER_BEAT_MAX && self.misses_leader() {
+                self.neighbours.strangers.insert(message.from);
             }
         }
     }
@@ -201,7 +213,7 @@ impl Host {
     /// Says that this node is there, looks who else is, and wakes some groups that trust in one who is not.
     pub(super) fn look_around(&mut self, now: Now) {
         let Some(silence) = self.config.silence else { return };
-        if !self.neighbours.all.is_empty() && self.neighbours.beat_at <= now {
+        if self.neighbours.beats() && self.neighbours.beat_at <= now {
             for peer in self.neighbours.fall_silent(now, silence) {
                 Mark::NodeSilent.hit();
                 self.tell_groups_of(peer, News::Silent);
@@ -210,6 +222,13 @@ impl Host {
             let neighbours: Vec<_> = self.neighbours.all.keys().copied().collect();
             for peer in neighbours {
                 self.say_alive(peer);
+            }
+            for stranger in std::mem::take(&mut self.neighbours.strangers) {
+                if self.neighbours.all.contains_key(&stranger) {
+                    continue;
+                }
+                Mark::StrangerAnswered.hit();
+                self.say_alive(stranger);
             }
         }
         for _ in 0..WAKES_PER_TURN_MAX {
