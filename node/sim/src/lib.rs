@@ -9,6 +9,7 @@
 
 pub mod herd;
 pub mod history;
+mod instant;
 pub mod lin;
 pub mod mutant;
 pub mod profile;

@@ -26,6 +26,7 @@ mod territories;
 mod turn;
 mod weather;
 
+use crate::instant::Instant;
 use crate::mutant::{Mutant, Sabotage};
 use crate::rng::Rng;
 use crate::run::Run;
@@ -182,6 +183,7 @@ pub(crate) struct World {
     pub(crate) judge: Judge,
     pub(crate) trace: Trace,
     pub(crate) counts: Counts,
+    instant: Instant,
     /// Promises broken that no group's onlooker sees.
     violations: Vec<String>,
     calm_at: Option<u64>,
@@ -243,6 +245,9 @@ impl Ground {
             world.now = at;
             now.set(at);
             world.counts.events += 1;
+            if let Err(stuck) = world.instant.event(at) {
+                world.violation(stuck);
+            }
             world.take(todo);
         }
     }
@@ -378,6 +383,7 @@ impl World {
             watches: BTreeMap::new(),
             sequencers: BTreeSet::new(),
             counts: Counts::default(),
+            instant: Instant::default(),
             violations: Vec::new(),
             calm_at: None,
             last_wish: false,

@@ -29,6 +29,7 @@ pub use counts::Counts;
 pub use decision::Case;
 
 use crate::history::{History, Outcome, Seen};
+use crate::instant::Instant;
 use crate::mutant::{Mutant, Sabotage};
 use crate::rng::Rng;
 use crate::run::Run;
@@ -187,6 +188,7 @@ pub(crate) struct World {
     wild: bool,
     trace: Trace,
     counts: Counts,
+    instant: Instant,
     calm_at: Option<u64>,
     /// Machines that have served a read since.
     probed: BTreeSet<usize>,
@@ -277,6 +279,7 @@ impl World {
             queue: BTreeMap::new(),
             machines,
             counts: Counts::default(),
+            instant: Instant::default(),
             calm_at: None,
             probed: BTreeSet::new(),
             done: false,
@@ -326,6 +329,9 @@ impl World {
             assert!(at >= self.now, "invariant: time does not go back");
             self.now = at;
             self.counts.events += 1;
+            if let Err(stuck) = self.instant.event(at) {
+                self.watch.violation(stuck);
+            }
             self.record.borrow_mut().now = at;
             self.take(todo);
         }
