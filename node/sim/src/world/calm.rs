@@ -145,8 +145,10 @@ impl World {
                 return Err(format!("{} owes answers to {:?}", machine.member, process.open));
             }
         }
-        // Under clocks beyond the bound a promise can be over before its holder has asked for the next one.
+        // Under clocks beyond the bound a promise can be over before its holder has asked for the next one; and one that is over before
+        // the answer comes over a slow network is worth nothing.
         if !self.conditions.wild()
+            && self.conditions.outlives_a_round(view.raft.lease.reads.spec.lease)
             && view.raft.lease.reads.spec.mode == ReadMode::RosterLease
             && view.raft.lease.reads.spec.responders == Responders::All
             && let Some(closed) = self.machines.iter().find(|machine| {

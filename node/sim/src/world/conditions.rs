@@ -192,6 +192,13 @@ impl Conditions {
         drawn
     }
 
+    /// Whether a promise of that length is always renewed in time in calm weather: it is asked for once a heartbeat, and the answer may
+    /// take a round trip; both ends take a little off for their clocks.
+    pub(super) fn outlives_a_round(&self, lease: Duration) -> bool {
+        let round = Duration::from_nanos(2 * self.net_delay.1) + 2 * self.heartbeat_interval;
+        lease * 9 / 10 > round
+    }
+
     /// Whether clocks are beyond the bound, so that leases promise nothing.
     pub(crate) fn wild(&self) -> bool {
         self.leases
