@@ -103,7 +103,13 @@ static int ours(int dir, const char *path, char *out) {
     return strncmp(out, root, root_len) == 0 && (out[root_len] == '/' || out[root_len] == 0);
 }
 
-static int is_lie(const char *path) { return lie[0] && strstr(path, lie) != NULL; }
+/* With a `$` at its end, only what ends so: a directory, and nothing in it. */
+static int is_lie(const char *path) {
+    size_t len = strlen(lie), of = strlen(path);
+    if (len > 0 && lie[len - 1] == '$')
+        return of >= len - 1 && strncmp(path + of - (len - 1), lie, len - 1) == 0;
+    return len > 0 && strstr(path, lie) != NULL;
+}
 
 /* The inode behind a descriptor, or FOREIGN. */
 static uint64_t inode_of(int fd) {

@@ -1,10 +1,11 @@
 //! What the shim recorded, and the disk that it describes.
 //!
-//! Strict where POSIX is: a write is durable after a sync of its file that began later, a name after a sync of a directory.
-//! Names are kept or lost in order, as journaling file systems do, so a crash keeps a prefix of them.
+//! Strict where POSIX is: a write is durable after a sync of its file that began later, a name after a sync of its own directory. Of
+//! the names that are not, a crash keeps those up to some point, as journaling file systems do.
 #![allow(unreachable_pub, reason = "one file of a test, used by the other")]
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ffi::{OsStr, OsString};
 use std::path::{Path, PathBuf};
 
 const MAGIC: u32 = 0x5043_4c47;
@@ -137,48 +138,79 @@ enum Change {
     Truncate(u64),
 }
 
-#[derive(Clone)]
-enum NameChange {
-    File(PathBuf, usize),
-    Dir(PathBuf),
-    Rename(PathBuf, PathBuf),
-    Unlink(PathBuf),
-}
+/// A directory, by a number of its own: inode numbers are used again, and paths change.
+type Dir = usize;
 
-#[derive(Clone, Copy, PartialEq)]
+const ROOT: Dir = 0;
+
+#[derive(Clone, Copy, PartialEq, Debug)]
 enum Node {
     File(usize),
-    Dir,
+    Dir(Dir),
 }
 
-type Names = BTreeMap<PathBuf, Node>;
+/// One change of names. Which directories must be synced before it is durable is where the names stand.
+#[derive(Clone)]
+enum NameChange {
+    Link(Place, Node),
+    Unlink(Place),
+    Rename(Place, Place),
+}
+
+/// A name in a directory.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
+struct Place {
+    dir: Dir,
+    name: OsString,
+}
 
 impl NameChange {
-    fn apply(self, names: &mut Names) {
+    fn places(&self) -> Vec<&Place> {
         match self {
-            Self::File(path, file) => {
-                names.insert(path, Node::File(file));
+            Self::Link(place, _) | Self::Unlink(place) => vec![place],
+            Self::Rename(from, to) => vec![from, to],
+        }
+    }
+}
+
+/// Who is where.
+#[derive(Default, Clone)]
+struct Names(BTreeMap<Place, Node>);
+
+impl Names {
+    fn apply(&mut self, change: NameChange) {
+        match change {
+            NameChange::Link(place, node) => {
+                self.0.insert(place, node);
             }
-            Self::Dir(path) => {
-                names.insert(path, Node::Dir);
+            NameChange::Unlink(place) => {
+                self.0.remove(&place);
             }
-            Self::Unlink(path) => {
-                names.remove(&path);
-            }
-            Self::Rename(from, to) => {
-                let moved: Vec<_> = names.keys().filter(|path| path.starts_with(&from)).cloned().collect();
-                for path in moved {
-                    let node = names.remove(&path).expect("it was just listed");
-                    let rest = path.strip_prefix(&from).unwrap();
-                    let target = if rest.as_os_str().is_empty() {
-                        to.clone()
-                    } else {
-                        to.join(rest)
-                    };
-                    names.insert(target, node);
+            NameChange::Rename(from, to) => {
+                if let Some(node) = self.0.remove(&from) {
+                    self.0.insert(to, node);
                 }
             }
         }
+    }
+
+    /// Where a path leads to; all its directories are there.
+    fn place(&self, path: &Path) -> Place {
+        let mut dir = ROOT;
+        for name in path.parent().unwrap() {
+            let name = name.to_owned();
+            match self.0.get(&Place { dir, name }) {
+                Some(Node::Dir(inner)) => dir = *inner,
+                other => panic!("{} leads over {other:?}", path.display()),
+            }
+        }
+        let name = path.file_name().unwrap().to_owned();
+        Place { dir, name }
+    }
+
+    fn of(&self, dir: Dir) -> impl Iterator<Item = (&OsStr, Node)> {
+        let places = self.0.iter().filter(move |(place, _)| place.dir == dir);
+        places.map(|(place, node)| (place.name.as_os_str(), *node))
     }
 }
 
@@ -186,17 +218,27 @@ impl NameChange {
 #[derive(Default, Clone)]
 pub struct Disk {
     files: Vec<File>,
-    /// Which file an inode number means now; numbers are used again.
-    inodes: BTreeMap<u64, usize>,
-    dirs: std::collections::BTreeSet<u64>,
+    /// Which file or directory an inode number means now; numbers are used again. Whoever was there before the recording is the root.
+    inodes: BTreeMap<u64, Node>,
+    /// Directories so far, beside the root.
+    dirs: usize,
+    /// As the process sees them.
     names: Names,
+    /// As a power cut leaves them at least.
+    durable_names: Names,
     pending_names: Vec<(usize, NameChange)>,
     pub syncs: usize,
 }
 
 impl Disk {
     fn name(&mut self, at: usize, change: NameChange) {
+        self.names.apply(change.clone());
         self.pending_names.push((at, change));
+    }
+
+    fn link(&mut self, at: usize, path: &Path, inode: u64, node: Node) {
+        self.inodes.insert(inode, node);
+        self.name(at, NameChange::Link(self.names.place(path), node));
     }
 
     pub fn step(&mut self, event: &Event, trace: &[u8]) {
@@ -204,48 +246,70 @@ impl Disk {
         match &event.op {
             Op::Create { inode, path } => {
                 self.files.push(File::default());
-                let file = self.files.len() - 1;
-                self.inodes.insert(*inode, file);
-                self.dirs.remove(inode);
-                self.name(at, NameChange::File(path.clone(), file));
+                self.link(at, path, *inode, Node::File(self.files.len() - 1));
+            }
+            Op::Mkdir { inode, path } if path.as_os_str().is_empty() => {
+                // The root has no name here: whoever keeps a volume there keeps the directory.
+                self.inodes.insert(*inode, Node::Dir(ROOT));
             }
             Op::Mkdir { inode, path } => {
-                self.dirs.insert(*inode);
-                self.inodes.remove(inode);
-                self.name(at, NameChange::Dir(path.clone()));
+                self.dirs += 1;
+                self.link(at, path, *inode, Node::Dir(ROOT + self.dirs));
             }
             Op::Write { inode, offset, data } => {
                 let (offset, data) = (*offset, data.clone());
                 self.change(*inode, at, Change::Write { offset, data });
             }
             Op::Truncate { inode, len } => self.change(*inode, at, Change::Truncate(*len)),
-            Op::Rename { from, to } => self.name(at, NameChange::Rename(from.clone(), to.clone())),
-            Op::Unlink { path } => self.name(at, NameChange::Unlink(path.clone())),
+            Op::Rename { from, to } => {
+                let (from, to) = (self.names.place(from), self.names.place(to));
+                self.name(at, NameChange::Rename(from, to));
+            }
+            Op::Unlink { path } => self.name(at, NameChange::Unlink(self.names.place(path))),
             Op::Sync { inode, began } => {
                 self.syncs += 1;
-                if let Some(file) = self.inodes.get(inode) {
-                    let file = &mut self.files[*file];
-                    let done = file.pending.iter().take_while(|(at, _)| at < began).count();
-                    for (_, change) in file.pending.drain(..done) {
-                        change.apply(&mut file.durable, trace, None);
+                match self.inodes.get(inode).copied().unwrap_or(Node::Dir(ROOT)) {
+                    Node::File(file) => {
+                        let file = &mut self.files[file];
+                        let done = file.pending.iter().take_while(|(at, _)| at < began).count();
+                        for (_, change) in file.pending.drain(..done) {
+                            change.apply(&mut file.durable, trace, None);
+                        }
                     }
-                } else {
-                    // A directory, or the root, which was there before the recording.
-                    let done = self.pending_names.iter().take_while(|(at, _)| at < began).count();
-                    for (_, change) in self.pending_names.drain(..done) {
-                        change.apply(&mut self.names);
-                    }
+                    Node::Dir(dir) => self.sync_names(dir, *began),
                 }
             }
         }
     }
 
+    /// A sync of either directory takes a whole rename with it, since no file system leaves a file in both or in none, and so what was
+    /// done to the same names before.
+    fn sync_names(&mut self, dir: Dir, began: usize) {
+        let mut taken = BTreeSet::new();
+        let mut synced = Vec::new();
+        let mut pending = Vec::new();
+        for (at, change) in std::mem::take(&mut self.pending_names).into_iter().rev() {
+            let places = change.places();
+            if at < began && places.iter().any(|place| place.dir == dir || taken.contains(*place)) {
+                taken.extend(places.into_iter().cloned());
+                synced.push(change);
+            } else {
+                pending.push((at, change));
+            }
+        }
+        pending.reverse();
+        self.pending_names = pending;
+        synced
+            .into_iter()
+            .rev()
+            .for_each(|change| self.durable_names.apply(change));
+    }
+
     fn change(&mut self, inode: u64, at: usize, change: Change) {
-        let file = *self
-            .inodes
-            .get(&inode)
-            .expect("every file was created below the recorder's eyes");
-        self.files[file].pending.push((at, change));
+        let Some(Node::File(file)) = self.inodes.get(&inode) else {
+            panic!("every file was created below the recorder's eyes");
+        };
+        self.files[*file].pending.push((at, change));
     }
 
     /// What a power cut at this point leaves, as files below `dir`.
@@ -255,18 +319,22 @@ impl Disk {
             Mood::Half => random.below(self.pending_names.len() as u64 + 1) as usize,
             Mood::All => self.pending_names.len(),
         };
-        let mut names = self.names.clone();
+        let mut names = self.durable_names.clone();
         for (_, change) in &self.pending_names[..kept] {
-            change.clone().apply(&mut names);
+            names.apply(change.clone());
         }
+        self.materialise_dir(&names, ROOT, trace, dir, mood, random);
+    }
+
+    /// What a lost directory holds is lost with it.
+    fn materialise_dir(&self, names: &Names, of: Dir, trace: &[u8], dir: &Path, mood: Mood, random: &mut Random) {
         std::fs::create_dir_all(dir).unwrap();
-        for (path, node) in names {
-            let path = dir.join(path);
+        for (name, node) in names.of(of) {
+            let path = dir.join(name);
             match node {
-                Node::Dir => std::fs::create_dir_all(path).unwrap(),
+                Node::Dir(inner) => self.materialise_dir(names, inner, trace, &path, mood, random),
                 Node::File(file) => {
                     let file = &self.files[file];
-                    std::fs::create_dir_all(path.parent().unwrap()).unwrap();
                     if file.pending.is_empty() || matches!(mood, Mood::None) {
                         std::fs::write(path, &file.durable).unwrap();
                         continue;
