@@ -224,6 +224,10 @@ impl Raft {
     }
 
     fn become_leader(&mut self) {
+        assert!(
+            self.is_voter() || Mutant::StandThroughChange.active(),
+            "invariant: who stands has a vote (pitfall P8)"
+        );
         self.role = Role::Leader;
         self.leader = Some(self.config.id);
         self.transfer = None;
@@ -432,7 +436,15 @@ impl Raft {
             if self.leader.is_none() {
                 Mark::CommitHeardWhileStanding.hit();
             }
+            let stands = matches!(self.role, Role::PreCandidate | Role::Candidate);
+            let changes = self.log.first_config(self.commit.next(), position.index).is_some();
             self.commit_to(position.index);
+            if stands && changes && !Mutant::StandThroughChange.active() {
+                // Its ballots are of voters who may not be those who decide any more, nor this member one of them (pitfall
+                // P8). It stands again as one, when it has handed out the change.
+                Mark::StoodDownForChange.hit();
+                self.become_follower(self.term, None);
+            }
         }
     }
 

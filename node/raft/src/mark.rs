@@ -33,6 +33,8 @@ marks! {
     CampaignWaitsForChange,
     /// A member without a leader hears from another one what is committed (pitfall P9).
     CommitHeardWhileStanding,
+    /// And that its voters have changed: it stands down (pitfall P8).
+    StoodDownForChange,
     /// A transfer came to nothing in time.
     TransferTimedOut,
     /// A successor was told to stand.

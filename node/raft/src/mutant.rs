@@ -60,6 +60,8 @@ mutants! {
     ChangeWhileChanging,
     /// A configuration change is taken before the leader has committed in its term (Ongaro's correction of 2015).
     ChangeBeforeOwnTerm,
+    /// A candidate that hears of a committed configuration change goes on as if it did not concern it (pitfall P8).
+    StandThroughChange,
     /// A configuration change holds before its commit is durable (pitfall P8).
     ForgetfulChange,
     /// A joint configuration counts its incoming half only (Raft thesis, section 4.3).

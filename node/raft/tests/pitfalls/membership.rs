@@ -2,11 +2,11 @@
 
 use crate::help::{lone, message, position};
 use crate::kit::{Disk, ELECTION, HEARTBEAT, Net, id};
-use althing_raft::PROMOTE_LAG_MAX;
 use althing_raft::entry::{ConfigChange, ConfigStep, Entry, Payload};
 use althing_raft::ids::{Index, MemberId, Now, Term};
-use althing_raft::io::{DropReason, Input, RequestId, Role, Start};
+use althing_raft::io::{DropReason, Input, PersistSeq, RequestId, Role, Start};
 use althing_raft::message::Body;
+use althing_raft::{PROMOTE_LAG_MAX, Raft};
 use bytes::Bytes;
 
 #[test]
@@ -41,6 +41,64 @@ fn p8_a_member_does_not_campaign_while_a_committed_change_is_not_handed_out() {
             .all(|m| m.to == id(2) && matches!(m.body, Body::PreVote { .. }))
             && !out.messages.is_empty()
     );
+}
+
+/// Member 1 of three stands in term 2 and hears from member 2 that a change is committed, which it has and had not known of.
+fn hears_of_a_change_while_standing(step: ConfigStep) -> (Raft, Now, Option<PersistSeq>) {
+    let change = ConfigChange {
+        request: 0,
+        step,
+        context: Bytes::new(),
+    };
+    let config = Entry {
+        term: Term(1),
+        index: Index(1),
+        payload: Payload::Config(change),
+    };
+    let mut raft = lone(&[1, 2, 3], Start::default());
+    let append = Body::Append {
+        prev: position(0, 0),
+        entries: vec![config],
+        commit: Index(0),
+    };
+    let out = raft.step(Now(0), message(2, 1, 1, append));
+    let _ = raft.step(Now(0), Input::Persisted(out.persist.unwrap().seq));
+    let late = Now(0).after(ELECTION * 3);
+    let _ = raft.step(late, Input::Tick);
+    assert_eq!(raft.view().soft.role, Role::PreCandidate);
+    let committed = Body::Committed {
+        position: position(1, 1),
+    };
+    let out = raft.step(late, message(2, 1, 1, committed));
+    (raft, late, out.persist.map(|write| write.seq))
+}
+
+#[test]
+fn p8_a_candidate_that_hears_of_a_committed_change_does_not_go_on_with_the_voters_before_it() {
+    let (mut raft, now, write) = hears_of_a_change_while_standing(ConfigStep::AddLearner(id(4)));
+    assert_eq!(raft.view().soft.role, Role::Follower);
+    // Enough of the voters before the change, before the change is handed out.
+    let out = raft.step(now, message(3, 1, 2, Body::PreVoteReply { granted: true }));
+    assert_eq!((raft.view().soft.term, out.messages), (Term(1), vec![]));
+    let _ = raft.step(now, Input::Persisted(write.unwrap()));
+    let _ = raft.step(now.after(ELECTION * 3), Input::Tick);
+    assert_eq!(
+        raft.view().soft.role,
+        Role::PreCandidate,
+        "it stands again, knowing of the change"
+    );
+}
+
+#[test]
+fn p8_a_candidate_whose_vote_ends_while_it_stands_does_not_lead() {
+    // Found by the simulator: two machines that started late gave it their votes, and it led as a learner whom nobody could remove.
+    let (mut raft, now, write) = hears_of_a_change_while_standing(ConfigStep::Remove(id(1)));
+    let _ = raft.step(now, Input::Persisted(write.unwrap()));
+    assert_eq!(raft.view().soft.role, Role::Learner);
+    for voter in [2, 3] {
+        let out = raft.step(now, message(voter, 1, 2, Body::PreVoteReply { granted: true }));
+        assert_eq!((raft.view().soft.term, out.messages), (Term(1), vec![]));
+    }
 }
 
 #[test]
