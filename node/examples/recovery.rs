@@ -8,6 +8,7 @@ use althing_node::identity::Identity;
 use althing_node::members::MemberInfo;
 use althing_raft::entry::{ConfigState, Entry, HardState, Payload, SnapshotMeta};
 use althing_raft::ids::{GroupId, Index, LogPosition, Term};
+use althing_raft::io::Start;
 use althing_shard::envelope::{BootNonce, Envelope};
 use althing_store::codec::encode_command;
 use althing_store::ops::{Command, Put};
@@ -137,7 +138,14 @@ fn write_volume(dir: &Path, args: &Args) -> Result<()> {
             }
         })
         .collect();
-    wal.append(&[GroupWrite {
+    let birth = Start::birth(me, info.encode());
+    let map = GroupWrite {
+        group: GroupId::META,
+        hard_state: Some(birth.hard_state),
+        reset_to: None,
+        entries: birth.entries,
+    };
+    let keys = GroupWrite {
         group: GROUP,
         hard_state: Some(HardState {
             term: TERM,
@@ -147,7 +155,9 @@ fn write_volume(dir: &Path, args: &Args) -> Result<()> {
         }),
         reset_to: Some(applied.position),
         entries,
-    }])?;
+    };
+    // The map is not in it yet: as after a kill right behind the birth, the first start makes it.
+    wal.append(&[map, keys])?;
     wal.sync()?;
     Ok(())
 }

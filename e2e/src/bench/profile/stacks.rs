@@ -1,0 +1,86 @@
+//! What samples of members' stacks say. Pure: text in the form of `flamegraph.pl`'s folded stacks, a thread's name first.
+
+use std::collections::BTreeMap;
+
+/// What the folder puts behind a function of the kernel.
+pub(super) const KERNEL: &str = "_[k]";
+
+/// Parts of names of functions that get and give back memory: Rust's and the C library's, Go's allocator and its collector.
+const MEMORY: [&str; 13] = [
+    "malloc",
+    "calloc",
+    "realloc",
+    "_int_free",
+    "cfree",
+    "__rust_alloc",
+    "__rust_dealloc",
+    "mi_",
+    "_rjem_",
+    "runtime.newobject",
+    "runtime.growslice",
+    "runtime.gcBgMarkWorker",
+    "runtime.bgsweep",
+];
+
+/// Shares of processor time, in percent of all samples.
+#[derive(Clone, PartialEq, Debug, Default, serde::Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shares {
+    /// Samples.
+    pub samples: u64,
+    /// In the kernel.
+    pub kernel: f64,
+    /// In functions that get or give back memory, or in what these call.
+    pub memory: f64,
+    /// By thread, those of a pool as one, the busiest first.
+    pub threads: Vec<(String, f64)>,
+}
+
+/// Adds samples up.
+pub(super) fn shares(folded: &str) -> Shares {
+    let (mut samples, mut kernel, mut memory) = (0, 0, 0);
+    let mut threads: BTreeMap<&str, u64> = BTreeMap::new();
+    let lines = folded.lines().filter_map(|line| line.rsplit_once(' '));
+    for (stack, count) in lines.filter_map(|(stack, count)| Some((stack, count.parse::<u64>().ok()?))) {
+        let mut frames = stack.split(';');
+        let thread = frames.next().unwrap_or_default();
+        *threads.entry(crate::bench::usage::kind(thread)).or_default() += count;
+        samples += count;
+        if stack.ends_with(KERNEL) {
+            kernel += count;
+        }
+        if frames.any(|frame| MEMORY.iter().any(|name| frame.contains(name))) {
+            memory += count;
+        }
+    }
+    let percent = |count: u64| 100.0 * count as f64 / samples.max(1) as f64;
+    let mut threads: Vec<(String, f64)> = threads
+        .into_iter()
+        .map(|(name, count)| (name.to_owned(), percent(count)))
+        .collect();
+    threads.sort_by(|(_, a), (_, b)| b.total_cmp(a));
+    Shares {
+        samples,
+        kernel: percent(kernel),
+        memory: percent(memory),
+        threads,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn samples_count_for_their_thread_and_once_for_what_is_on_the_stack() {
+        let folded = "net-0;serve;malloc;_int_malloc 10\nnet-1;serve;tcp_sendmsg_[k] 30\nwal;append with space;write_[k] 60\n";
+        let shares = shares(folded);
+        assert_eq!((shares.samples, shares.kernel, shares.memory), (100, 90.0, 10.0));
+        assert_eq!(shares.threads, [("wal".to_owned(), 60.0), ("net".to_owned(), 40.0)]);
+    }
+
+    #[test]
+    fn no_samples_are_no_shares() {
+        assert_eq!(shares(""), Shares::default());
+    }
+}
