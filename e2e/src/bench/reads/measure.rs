@@ -135,26 +135,25 @@ pub struct Counters {
 }
 
 impl Counters {
-    /// From the text of one member's metrics. What is not there counts as nothing.
+    /// From the text of one member's metrics. What is not there counts as nothing. Reads are those of the shard that clients read: members
+    /// read the map for themselves, from its own group.
     pub fn parse(text: &str) -> Self {
-        let sum = |name: &str| -> f64 {
+        let sum = |name: &str, with: &str| -> f64 {
             let values = text.lines().filter_map(|line| {
-                let rest = line.strip_prefix(name)?;
-                // Labels or the value follow; anything else is another metric.
-                let value = match rest.strip_prefix('{') {
-                    Some(labels) => labels.split_once('}')?.1,
-                    None => rest.strip_prefix(' ')?,
-                };
-                value.split_whitespace().next()?.parse::<f64>().ok()
+                // Labels follow; anything else is another metric.
+                let (labels, value) = line.strip_prefix(name)?.strip_prefix('{')?.split_once('}')?;
+                let value = value.split_whitespace().next()?.parse::<f64>().ok();
+                value.filter(|_| labels.split(',').any(|label| label.starts_with(with)))
             });
             values.sum()
         };
+        let shard = format!("shard=\"{FIRST_SHARD}\"");
         Self {
-            messages: sum("althing_peer_sent_messages_total"),
-            bytes: sum("althing_peer_sent_bytes_total"),
-            local: sum("althing_reads_local"),
-            held: sum("althing_reads_held"),
-            by_index: sum("althing_reads_by_index"),
+            messages: sum("althing_peer_sent_messages_total", ""),
+            bytes: sum("althing_peer_sent_bytes_total", ""),
+            local: sum("althing_reads_local", &shard),
+            held: sum("althing_reads_held", &shard),
+            by_index: sum("althing_reads_by_index", &shard),
         }
     }
 
@@ -404,10 +403,10 @@ mod tests {
     }
 
     #[test]
-    fn counters_are_summed_over_labels_and_other_names_left_alone() {
+    fn messages_are_summed_over_peers_and_reads_are_those_of_the_shard_that_clients_read() {
         let text = "# TYPE althing_reads_local gauge\n\
+            althing_reads_by_index{shard=\"0\"} 2\n\
             althing_reads_local{shard=\"1\"} 40\n\
-            althing_reads_local{shard=\"2\"} 2\n\
             althing_reads_locals{shard=\"1\"} 1000\n\
             althing_peer_sent_messages_total{peer=\"aa\"} 7\n\
             althing_peer_sent_messages_total{peer=\"bb\"} 8\n";
@@ -416,7 +415,7 @@ mod tests {
             counters,
             Counters {
                 messages: 15.0,
-                local: 42.0,
+                local: 40.0,
                 ..Counters::default()
             }
         );
