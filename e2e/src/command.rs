@@ -126,6 +126,7 @@ fn start_error(command: &Command, source: std::io::Error) -> Error {
         "rustup" => "install rustup from https://rustup.rs",
         "nsenter" | "unshare" => "install util-linux",
         "ip" | "bridge" => "install iproute2",
+        "perf" => "install perf (Debian: linux-perf)",
         _ => "run `cargo xtask cluster up` once to install and build what the bed needs",
     };
     Error::Start { program, source, hint }

@@ -4,7 +4,7 @@
 //! round, so that what disturbs the machine disturbs both. While one is loaded the other idles. Figures of two cores that
 //! are shared with the load generator say little; ratios say what they can.
 //!
-//! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way.
+//! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way; [`profile`] says where the time of both goes.
 //!
 //! [`plan`], [`tool`], [`scrape`], [`report`], [`chart`] and `picture` are pure; [`usage`], `cluster` and this module touch the machine.
 
@@ -14,6 +14,7 @@ mod http;
 pub mod idle;
 mod picture;
 pub mod plan;
+pub mod profile;
 #[cfg(feature = "workload")]
 pub mod reads;
 pub mod report;

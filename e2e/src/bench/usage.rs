@@ -108,7 +108,7 @@ pub fn spent(before: &[BTreeMap<u32, Thread>], after: &[BTreeMap<u32, Thread>]) 
 }
 
 /// Threads of a pool are numbered.
-fn kind(name: &str) -> &str {
+pub(super) fn kind(name: &str) -> &str {
     name.trim_end_matches(|c: char| c.is_ascii_digit())
         .trim_end_matches('-')
 }

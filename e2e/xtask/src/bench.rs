@@ -1,6 +1,7 @@
 //! `cargo xtask bench`: figures for docs/bench, and a table for a person.
 
 mod idle;
+mod profile;
 mod shards;
 
 use std::fs;
@@ -28,6 +29,8 @@ pub(crate) enum Task {
     Reads(Reads),
     /// What a thousand shards cost that nobody uses.
     Idle(idle::Args),
+    /// Where members' time goes, ours and etcd's: system calls, wake-ups, memory, and flame graphs.
+    Profile(profile::Args),
     /// Puts against a keyspace that is cut into more and more shards, also with a disk that is slow.
     Shards(shards::Args),
 }
@@ -85,6 +88,7 @@ pub(crate) fn run(task: Task) -> Result<()> {
         Task::Etcd(args) => etcd(args),
         Task::Reads(args) => reads(args),
         Task::Idle(args) => idle::run(args),
+        Task::Profile(args) => profile::run(args),
         Task::Shards(args) => shards::run(args),
     }
 }

@@ -52,10 +52,7 @@ pub struct Counts {
 /// If something was not counted, with what was not.
 pub(super) fn parse(text: &str, requests: u64) -> Result<Counts, String> {
     let mut counts = Counts::default();
-    for line in text
-        .lines()
-        .filter(|line| !line.is_empty() && !line.starts_with('#'))
-    {
+    for line in text.lines().filter(|line| !line.is_empty() && !line.starts_with('#')) {
         let mut fields = line.split(',');
         let (value, event) = (fields.next().unwrap_or_default(), fields.nth(1).unwrap_or_default());
         let value: f64 = value.parse().map_err(|_| format!("`{event}` was {value}"))?;

@@ -17,7 +17,7 @@ use inferno::flamegraph;
 use super::cluster::{Cluster, Programs};
 use super::plan::Case;
 use super::report::System;
-use super::{BENCHMARK, ETCD, Folder, filesystem, measure, usage};
+use super::{BENCHMARK, ETCD, Folder, filesystem, measure};
 use crate::command::run;
 use crate::error::{Error, Result};
 use crate::parts::Parts;
@@ -82,7 +82,14 @@ pub fn profile(options: &Options) -> Result<Vec<Profile>> {
         .collect()
 }
 
-fn one(options: &Options, system: System, cluster: &Cluster, tool: &Path, folder: &Path, step: &Step) -> Result<Profile> {
+fn one(
+    options: &Options,
+    system: System,
+    cluster: &Cluster,
+    tool: &Path,
+    folder: &Path,
+    step: &Step,
+) -> Result<Profile> {
     let case = options.case;
     match system {
         System::Etcd => {}
@@ -106,12 +113,21 @@ fn one(options: &Options, system: System, cluster: &Cluster, tool: &Path, folder
     perf(&["stat", "--field-separator=,", "--event", &counts::events()], &counted)?;
     let counted = fs::read_to_string(&counted).map_err(Error::io("read", &counted))?;
     let counts = counts::parse(&counted, requests).map_err(|what| {
-        Error::refused(format!("perf stat: {what}"), "run it as root, on a kernel with tracepoints")
+        Error::refused(
+            format!("perf stat: {what}"),
+            "run it as root, on a kernel with tracepoints",
+        )
     })?;
 
     step.note("taking samples".to_owned());
     let data = folder.join("samples");
-    let record = ["record", "--call-graph=fp", "--freq", SAMPLES_PER_SECOND];
+    let record = [
+        "record",
+        "--event=cpu-clock",
+        "--call-graph=fp",
+        "--freq",
+        SAMPLES_PER_SECOND,
+    ];
     perf(&record, &data)?;
     let script = run(Command::new("perf").arg("script").arg("--input").arg(&data))?;
     let folded = collapse(&script)?;
@@ -140,7 +156,7 @@ fn collapse(script: &str) -> Result<String> {
 fn draw(folded: &str, title: String) -> Result<String> {
     let mut options = flamegraph::Options::default();
     options.title = title;
-    options.count_name = "samples".to_owned();
+    options.count_name = "nanoseconds".to_owned();
     options.min_width = NARROWEST_FRAME;
     let mut svg = Vec::new();
     flamegraph::from_lines(&mut options, folded.lines(), &mut svg).map_err(Error::io("draw", "a flame graph"))?;

@@ -90,7 +90,10 @@ fn table(profiles: &[Profile]) -> Table {
         format!("{:.0}", profile.cpu_us_per_request)
     });
     row("  in the kernel", &|profile| format!("{:.0} %", profile.shares.kernel));
-    row("  for memory", &|profile| format!("{:.0} %", profile.shares.memory));
+    row("  for memory", &|profile| match profile.shares.memory {
+        Some(share) => format!("{share:.0} %"),
+        None => "not known: stripped".to_owned(),
+    });
     row("context switches", &|profile| {
         format!("{:.1}", profile.counts.context_switches)
     });
