@@ -8,11 +8,11 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::disk::SlowDisk;
 use super::http::call;
 use super::plan::split_keys;
 use super::report::System;
 use super::scrape::Scrape;
-use super::shards::SlowDisk;
 use super::usage::{self, Usage};
 use crate::command::{run, tail, wait_until};
 use crate::error::{Error, Result};

@@ -6,10 +6,11 @@
 //!
 //! `reads`, [`shards`] and [`idle`] measure members of ours alone, each in its own way; [`profile`] says where the time of both goes.
 //!
-//! [`plan`], [`tool`], [`scrape`], [`report`], [`chart`] and `picture` are pure; [`usage`], `cluster` and this module touch the machine.
+//! [`plan`], [`tool`], [`scrape`], [`report`], [`chart`] and `picture` are pure; [`usage`], `disk`, `cluster` and this module touch the machine.
 
 pub mod chart;
 mod cluster;
+mod disk;
 mod http;
 pub mod idle;
 mod picture;

@@ -3,13 +3,10 @@
 //! Every run has three members of its own that begin with nothing, so that none is judged by what another left behind, and all
 //! take turns. What a shard did is told by the members' own counters.
 //!
-//! [`report`] and [`chart`] are pure; `disk` and this module touch the machine.
+//! [`report`] and [`chart`] are pure; this module touches the machine.
 
 pub mod chart;
-mod disk;
 pub mod report;
-
-pub(super) use disk::SlowDisk;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,6 +15,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use super::cluster::{Cluster, MEMBERS, Programs};
+use super::disk::SlowDisk;
 use super::plan::{Case, KEY_BYTES, Kind, VALUE_BYTES};
 use super::report::System;
 use super::scrape::Scrape;

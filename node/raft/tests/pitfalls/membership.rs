@@ -9,18 +9,23 @@ use althing_raft::message::Body;
 use althing_raft::{PROMOTE_LAG_MAX, Raft};
 use bytes::Bytes;
 
-#[test]
-fn p8_a_member_does_not_campaign_while_a_committed_change_is_not_handed_out() {
+/// A change of the members as the first entry of a log.
+fn first_entry(step: ConfigStep) -> Entry {
     let change = ConfigChange {
         request: 0,
-        step: ConfigStep::Remove(id(3)),
+        step,
         context: Bytes::new(),
     };
-    let config = Entry {
+    Entry {
         term: Term(1),
         index: Index(1),
         payload: Payload::Config(change),
-    };
+    }
+}
+
+#[test]
+fn p8_a_member_does_not_campaign_while_a_committed_change_is_not_handed_out() {
+    let config = first_entry(ConfigStep::Remove(id(3)));
     let mut raft = lone(&[1, 2, 3], Start::default());
     let append = Body::Append {
         prev: position(0, 0),
@@ -45,16 +50,7 @@ fn p8_a_member_does_not_campaign_while_a_committed_change_is_not_handed_out() {
 
 /// Member 1 of three stands in term 2 and hears from member 2 that a change is committed, which it has and had not known of.
 fn hears_of_a_change_while_standing(step: ConfigStep) -> (Raft, Now, Option<PersistSeq>) {
-    let change = ConfigChange {
-        request: 0,
-        step,
-        context: Bytes::new(),
-    };
-    let config = Entry {
-        term: Term(1),
-        index: Index(1),
-        payload: Payload::Config(change),
-    };
+    let config = first_entry(step);
     let mut raft = lone(&[1, 2, 3], Start::default());
     let append = Body::Append {
         prev: position(0, 0),

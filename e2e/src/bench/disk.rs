@@ -13,7 +13,7 @@ const SOURCE: &str = include_str!("disk.c");
 
 /// The compiled library, and how much longer a sync takes with it.
 #[derive(Clone, Debug)]
-pub(in crate::bench) struct SlowDisk {
+pub(super) struct SlowDisk {
     library: PathBuf,
     delay: Duration,
 }
@@ -23,7 +23,7 @@ impl SlowDisk {
     ///
     /// # Errors
     /// If there is no C compiler.
-    pub(in crate::bench) fn compile(folder: &Path, delay: Duration) -> Result<Self> {
+    pub(super) fn compile(folder: &Path, delay: Duration) -> Result<Self> {
         Ok(Self {
             library: preload::compile(folder, "disk", SOURCE)?,
             delay,
@@ -31,7 +31,7 @@ impl SlowDisk {
     }
 
     /// Has the program that `command` starts, and those that this starts, wait longer for the disk.
-    pub(in crate::bench) fn apply(&self, command: &mut Command) {
+    pub(super) fn apply(&self, command: &mut Command) {
         command
             .env("LD_PRELOAD", &self.library)
             .env("BENCH_SYNC_DELAY_US", self.delay.as_micros().to_string());
@@ -63,7 +63,7 @@ mod tests {
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args([
             "--exact",
-            "bench::shards::disk::tests::a_process_that_syncs",
+            "bench::disk::tests::a_process_that_syncs",
             "--ignored",
             "--nocapture",
         ]);
