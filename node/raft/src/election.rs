@@ -224,10 +224,7 @@ impl Raft {
     }
 
     fn become_leader(&mut self) {
-        assert!(
-            self.is_voter() || Mutant::StandThroughChange.active(),
-            "invariant: who stands has a vote (pitfall P8)"
-        );
+        assert!(self.is_voter(), "invariant: who stands has a vote (pitfall P8)");
         self.role = Role::Leader;
         self.leader = Some(self.config.id);
         self.transfer = None;
