@@ -485,9 +485,9 @@ async fn nothing_acknowledged_is_lost_in_many_power_cuts() {
 }
 
 /// How many of some images lose something if syncs of such files say that they are done, and are not.
-async fn losses_of_a_liar(lie: &str, rounds: u64, images: usize) -> usize {
+async fn losses_of_a_liar(lie: &str, rounds: u64, images: usize) -> Option<usize> {
     let dir = scratch();
-    let Some(shim) = shim(dir.path()) else { return images };
+    let shim = shim(dir.path())?;
     let recording = record(&shim, lie, rounds).await;
     describe(&recording);
     let losses = replay(Arc::new(recording), Focus::Mixed, images, 1).await;
@@ -496,19 +496,23 @@ async fn losses_of_a_liar(lie: &str, rounds: u64, images: usize) -> usize {
         losses.len(),
         losses.join("\n")
     );
-    losses.len()
+    Some(losses.len())
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_drops_the_logs_syncs_is_found_out() {
-    let losses = losses_of_a_liar("/wal/", 30, 12).await;
+    let Some(losses) = losses_of_a_liar("/wal/", 30, 12).await else {
+        return;
+    };
     assert!(losses >= 5, "only {losses} of 12 images lost something");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_disk_that_drops_the_syncs_of_the_logs_directory_is_found_out() {
     // What is in a new segment is durable, and its name is not.
-    let losses = losses_of_a_liar("/wal$", 60, 12).await;
+    let Some(losses) = losses_of_a_liar("/wal$", 60, 12).await else {
+        return;
+    };
     assert!(losses >= 3, "only {losses} of 12 images lost something");
 }
 
