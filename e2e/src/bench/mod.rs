@@ -95,13 +95,8 @@ pub fn etcd(options: &Options) -> Result<Report> {
         let step = Step::begin(format!("{} with {} client(s)", case.kind.name(), case.clients));
         let mut totals = Vec::new();
         for (system, cluster) in &clusters {
-            match system {
-                System::Etcd => {}
-                System::Althing => cluster.read_by(case.kind.read_mode())?,
-            }
             step.note(format!("how fast is {}?", system.name()));
-            let first = measure(&tool, case, *system, cluster, case.first_total())?;
-            totals.push(case.total(first.run.rate, options.seconds));
+            totals.push(prepare(&tool, case, *system, cluster, options.seconds)?);
         }
         for round in 1..=options.rounds {
             for ((system, cluster), total) in clusters.iter().zip(&totals) {
@@ -124,6 +119,16 @@ pub fn etcd(options: &Options) -> Result<Report> {
         althing: env!("CARGO_PKG_VERSION"),
     };
     Ok(Report::new(setting, &cases, &samples))
+}
+
+/// Has ours read as the case wants it, and finds out how many requests take about so many seconds.
+fn prepare(tool: &Path, case: Case, system: System, cluster: &Cluster, seconds: f64) -> Result<u64> {
+    match system {
+        System::Etcd => {}
+        System::Althing => cluster.read_by(case.kind.read_mode())?,
+    }
+    let first = measure(tool, case, system, cluster, case.first_total())?;
+    Ok(case.total(first.run.rate, seconds))
 }
 
 fn measure(tool: &Path, case: Case, system: System, cluster: &Cluster, requests: u64) -> Result<Sample> {

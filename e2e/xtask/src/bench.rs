@@ -179,14 +179,26 @@ fn write(path: &Path, text: &str) -> Result<()> {
 
 /// The program as it is released.
 fn build_node() -> Result<PathBuf> {
-    let checkout = paths::checkout();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), PathBuf::from);
+    build_node_in(&target_folder(), &[])
+}
+
+/// The same, built into that folder, and with these variables for Cargo.
+fn build_node_in(target: &Path, variables: &[(&str, &str)]) -> Result<PathBuf> {
     run_inherited(
         Command::new("cargo")
             .args(["build", "--release", "--locked", "--package=althing-node"])
-            .current_dir(checkout),
+            .env("CARGO_TARGET_DIR", target)
+            .envs(variables.iter().copied())
+            .current_dir(paths::checkout()),
     )?;
-    Ok(checkout.join(target).join("release/althing-node"))
+    Ok(target.join("release/althing-node"))
+}
+
+/// Where Cargo builds.
+fn target_folder() -> PathBuf {
+    let checkout = paths::checkout();
+    let given = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    checkout.join(given)
 }
 
 /// An empty table; columns from `left` to before `right` hold numbers.

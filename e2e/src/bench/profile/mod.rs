@@ -17,7 +17,7 @@ use inferno::flamegraph;
 use super::cluster::{Cluster, Programs};
 use super::plan::Case;
 use super::report::System;
-use super::{BENCHMARK, ETCD, Folder, filesystem, measure};
+use super::{BENCHMARK, ETCD, Folder, filesystem, measure, prepare};
 use crate::command::run;
 use crate::error::{Error, Result};
 use crate::parts::Parts;
@@ -91,13 +91,8 @@ fn one(
     step: &Step,
 ) -> Result<Profile> {
     let case = options.case;
-    match system {
-        System::Etcd => {}
-        System::Althing => cluster.read_by(case.kind.read_mode())?,
-    }
-    step.note("how fast is it?".to_owned());
-    let first = measure(tool, case, system, cluster, case.first_total())?;
-    let requests = case.total(first.run.rate, options.seconds);
+    step.note("how fast is it?");
+    let requests = prepare(tool, case, system, cluster, options.seconds)?;
     let alone = measure(tool, case, system, cluster, requests)?;
 
     let pids: Vec<String> = cluster.pids().iter().map(u32::to_string).collect();
@@ -108,7 +103,7 @@ fn one(
         command.args(case.arguments(&cluster.endpoints(), requests));
         run(&mut command)
     };
-    step.note("counting".to_owned());
+    step.note("counting");
     let counted = folder.join("counted");
     perf(&["stat", "--field-separator=,", "--event", &counts::events()], &counted)?;
     let counted = fs::read_to_string(&counted).map_err(Error::io("read", &counted))?;
@@ -119,7 +114,7 @@ fn one(
         )
     })?;
 
-    step.note("taking samples".to_owned());
+    step.note("taking samples");
     let data = folder.join("samples");
     let record = [
         "record",

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 /// What the folder puts behind a function of the kernel.
-pub(super) const KERNEL: &str = "_[k]";
+const KERNEL: &str = "_[k]";
 
 /// Parts of names of functions that get and give back memory: Rust's and the C library's, Go's allocator and its collector.
 const MEMORY: [&str; 13] = [

@@ -1,15 +1,14 @@
 //! `cargo xtask bench profile`.
 
 use std::path::PathBuf;
-use std::process::Command;
 
 use althing_e2e::bench::plan::{Case, Kind};
 use althing_e2e::bench::profile::{self, Options, Profile};
-use althing_e2e::command::run_inherited;
-use althing_e2e::{Error, Result, paths};
+use althing_e2e::bench::report::System;
+use althing_e2e::{Error, Result};
 use comfy_table::Table;
 
-use super::{figures_table, must_be_above_zero, out_folder, write, write_json};
+use super::{build_node_in, figures_table, must_be_above_zero, out_folder, target_folder, write, write_json};
 
 /// Threads that are shown: the rest uses next to nothing.
 const THREADS_SHOWN: usize = 6;
@@ -63,24 +62,13 @@ pub(super) fn run(args: Args) -> Result<()> {
 
 /// The program as it is released, and every function says who called it; in a folder of its own, so that neither build undoes the other.
 fn build_with_frames() -> Result<PathBuf> {
-    let checkout = paths::checkout();
-    let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| checkout.join("target"), PathBuf::from);
-    let target = checkout.join(target).join("frames");
-    run_inherited(
-        Command::new("cargo")
-            .args(["build", "--release", "--locked", "--package=althing-node"])
-            .env("RUSTFLAGS", "-C force-frame-pointers=yes")
-            .env("CARGO_TARGET_DIR", &target)
-            .current_dir(checkout),
-    )?;
-    Ok(target.join("release/althing-node"))
+    let target = target_folder().join("frames");
+    build_node_in(&target, &[("RUSTFLAGS", "-C force-frame-pointers=yes")])
 }
 
 fn table(profiles: &[Profile]) -> Table {
-    let mut header = vec!["for one request, all members together"];
-    header.extend(profiles.iter().map(|profile| profile.system));
-    let mut table = figures_table(["", "", ""], 1, 3);
-    table.set_header(header);
+    let [etcd, ours] = System::BOTH.map(System::name);
+    let mut table = figures_table(["for one request, all members together", etcd, ours], 1, 3);
     let mut row = |name: &str, value: &dyn Fn(&Profile) -> String| {
         let cells = std::iter::once(name.to_owned()).chain(profiles.iter().map(value));
         table.add_row(cells.collect::<Vec<_>>());
